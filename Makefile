@@ -44,9 +44,10 @@ fuzz: $(BIN)/pytest  ## damaged images and models, for SECONDS_EACH=300 each (wi
 	$(BIN)/python -m fuzz.decode --seconds $(SECONDS_EACH)
 	$(BIN)/python -m fuzz.model --seconds $(SECONDS_EACH)
 
-check: $(BIN)/pytest  ## style and types
+check: $(BIN)/pytest  ## style, layers and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 docs: $(BIN)/pytest  ## the site, docs/_build/index.html; a warning is an error

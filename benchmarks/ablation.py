@@ -35,7 +35,7 @@ from deepcluster.algorithm import alternate
 from deepcluster.clustering import agreement
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.whitening import Reduction, whiten
-from deepcluster.images.views import each_once, official_draws, uniform_over_clusters
+from deepcluster.learning.draws import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.training import Learning, Sampler

@@ -1,20 +1,21 @@
 """From the command to sorted folders: how long does a person wait, look and type until 95 % of her images are right?
 
-    python benchmarks/walk.py DATA [--seeds 0 1 2] [--answers 10] [-k 29]
+    python benchmarks/walk.py DATA [--kinds 29] [--seeds 21 22 23]
 
-DATA has zip files of class folders (animals22.zip and the others of KINDS). A seed draws 29 kinds, 14 to 45 images of
-each, 651 in all, enlarged to 1,600 px. A simulated person who knows the kinds fits them and looks at the served report
-in chromium. She takes the proposed number of clusters that is nearest to hers, names the clusters and the pictures of
-other kinds among those that *Teach* shows of each, answers --answers questions, checks the clusters one by one, names
-those that she made, and sorts into folders.
+DATA has zip files of class folders. A seed draws 29 kinds of KINDS, 14 to 45 images of each, 651 in all, or (--kinds
+55) 650 images of the 55 kinds of WHOLE; all are enlarged to 1,600 px. A simulated person who knows the kinds fits them
+and walks the line of steps of the served report in chromium. She doubles the number of clusters while that comes nearer
+to hers. She names the clusters; if several of the pictures that the page shows of one are of another kind, she ticks
+and names those, and if all others are right, she says so. She checks kind after kind, row by row until a row has no
+wrong image, moves the wrong ones, and sorts into folders.
 
-results/walk.json gets a row for each seed and step: `waited`, the seconds between an action and the moment the page is
-ready for the next one; `person`, her seconds by a keystroke model; keys; clicks; and `right`, the share of images whose
-cluster has the name of their kind. A cluster without a name counts by the kind of most of its images.
+results/walk_29.json and walk_55.json get a row for each seed and step: `waited`, the seconds between an action and the
+moment the page is ready for the next one; `person`, her seconds by the model below; keys; clicks; and `right`, the
+share of images whose cluster has the name of their kind. A cluster without a name counts by the kind of most of its
+images.
 """
 
 import argparse
-import csv
 import random
 import re
 import shutil
@@ -34,7 +35,11 @@ from zipfile import ZipFile
 from common import save
 from PIL import Image
 
+from deepcluster.runs.run import read_run
+from deepcluster.storage.run_folder import open_run
+
 IMAGES, COUNT, LEAST, MOST, SIDE = 651, 29, 14, 45, 1600
+WHOLE = {"animals22": 250, "canteen_food": 200, "scenes15": 200}  # images of all kinds of these
 ENOUGH = 0.95
 SPENT = ("waited", "person", "keys", "clicks")
 KINDS = {  # a person's names for the class folders
@@ -47,26 +52,34 @@ KINDS = {  # a person's names for the class folders
     "sports22": "basketball chess football formula1 gymnastics motogp swimming tennis",
     "yoga5": "downdog=Downdog goddess=Goddess tree=Tree warrior=Warrior2",
 }
-# Seconds of the keystroke model of earlier trials by a script. A wrong image of a check takes a tap and its place.
-FIRST_SCREEN, QUESTION, PREVIEW, FACE, TILE, PLACE = 20, 2.3, 8, 0.3, 0.45, 1.75
-KEY, LETTER, CLICK = 0.35, 0.28, 1.1
-AT_A_GLANCE = 8  # images of a check: if none of them is wrong, the less doubtful ones are not looked at
+# Seconds of the model. A row is one of pictures, wherever it is shown.
+FIRST_SCREEN, ROW, LETTER, KEY, CLICK = 12, 1.2, 0.28, 0.35, 1.1
+SIGHT = 6  # rows of a preview of another number that are in sight
+SEVERAL = 2  # pictures of another kind that she ticks and names; fewer wait for the check
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-LOADED = "() => !window.isOld && document.readyState === 'complete'"
-NEXT = """title => {
-  const list = document.querySelector("#images"), now = document.querySelector("#images-title").innerText;
-  return !list.open || now.replace(/ · [^·]*$/, "") !== title.replace(/ · [^·]*$/, "");
-}"""
-READY = """() => {
-  const shown = name => !document.querySelector(`#teach-${name}`).hidden;
-  if (!document.querySelector("#teach").open) return true;
-  if (document.querySelector("#teach-title").textContent.endsWith("…")) return false;
-  return shown("kind") || shown("review") || shown("ask") && document.querySelector("#teach-picture img");
-}"""
+IDLE = "() => !document.body.inert"
+LISTED = """() => { const title = document.querySelector("#images-title").textContent;
+  return !document.querySelector("#images").open || title !== window.titleBefore; }"""
+NAMING = """() => !document.querySelector("#teach").open || !document.querySelector("#teach-review").hidden
+  && !document.querySelector("#teach-title").textContent.endsWith("…")
+  || !document.querySelector("#teach-kind").hidden && document.querySelector("#teach-kind-name").value === ""
+  && document.querySelector("#teach-faces img") && !document.body.inert"""
 
 
-def mixed(data: Path, folder: Path, seed: int) -> dict[str, str]:
-    """Write the images of a seed into a folder, and return the kind of each by its name."""
+def whole(data: Path, seed: int) -> list[tuple[str, bytes]]:
+    """Return the kind and the content of the images of the mix of 55 kinds."""
+    chance = random.Random(seed)
+    pairs = []
+    for name, count in WHOLE.items():
+        with ZipFile(data / f"{name}.zip") as packed:
+            inside = sorted(one for one in packed.namelist() if one.count("/") > 1 and one[-1] != "/")
+            pairs += [(one.split("/")[1], packed.read(one)) for one in chance.sample(inside, count)]
+    chance.shuffle(pairs)
+    return pairs
+
+
+def mixed(data: Path, seed: int) -> list[tuple[str, bytes]]:
+    """Return the kind and the content of the images of a mix of 29 kinds."""
     chance = random.Random(seed)
     entries = [(name, *entry.partition("=")[::2]) for name, some in KINDS.items() for entry in some.split()]
     files = {}
@@ -81,6 +94,11 @@ def mixed(data: Path, folder: Path, seed: int) -> dict[str, str]:
         sizes[kind] += sizes[kind] < len(files[kind])
     pairs = [(kind, content) for kind, size in sizes.items() for content in files[kind][:size]]
     chance.shuffle(pairs)
+    return pairs
+
+
+def written(pairs: list[tuple[str, bytes]], folder: Path) -> list[str]:
+    """Write images into a folder, and return the kind of each by its row."""
     folder.mkdir()
 
     def enlarge(place: int, content: bytes) -> None:
@@ -90,8 +108,8 @@ def mixed(data: Path, folder: Path, seed: int) -> dict[str, str]:
         large.save(folder / f"{place:03d}.jpg", quality=85)
 
     with ThreadPoolExecutor() as threads:
-        list(threads.map(enlarge, range(IMAGES), [content for _, content in pairs]))
-    return {f"{place:03d}.jpg": kind for place, (kind, _) in enumerate(pairs)}
+        list(threads.map(enlarge, range(len(pairs)), [content for _, content in pairs]))
+    return [kind for kind, _ in pairs]
 
 
 @dataclass
@@ -99,7 +117,7 @@ class Person:
     """A person who knows the kind of each image, at a page, with the seconds, keys and clicks so far."""
 
     page: Any
-    truth: dict[str, str]
+    truth: list[str]  # kinds by rows
     run: Path
     waited: float = 0
     person: float = 0
@@ -110,216 +128,195 @@ class Person:
     def act(self) -> None:
         self.acted = time.perf_counter()
 
-    def wait(self, ready: str = "true", arg: object = None) -> None:
+    def wait(self, ready: str = IDLE) -> None:
         """Count the time from the last action until the page is ready."""
-        self.page.wait_for_function(ready, arg=arg)
+        self.page.wait_for_function(ready)
         self.waited += time.perf_counter() - self.acted
 
-    def look(self, seconds: float) -> None:
-        self.person += seconds
+    def look(self, rows: float) -> None:
+        self.person += ROW * rows
 
     def press(self, key: str, seconds: float = KEY) -> None:
-        self.look(seconds)
+        self.person += seconds
         self.keys += 1
         self.act()
         self.page.keyboard.press(key)
 
-    def write(self, text: str) -> None:
-        for letter in text:
-            self.press(letter, LETTER)
-
-    def click(self, place: Any) -> None:
-        self.look(CLICK)
+    def click(self, place: Any, **options: Any) -> None:
+        self.person += CLICK
         self.clicks += 1
         self.act()
-        place.click()
+        place.click(**options)
 
-    def leave(self) -> None:
-        """Mark the page, so that LOADED waits for the next one."""
-        self.page.evaluate("window.isOld = true")
+    def write(self, text: str, field: str) -> None:
+        """Type a name until the field has it, which completes names in use."""
+        for letter in text:
+            self.press(letter, LETTER)
+            value = self.page.locator(field).input_value()
+            if value == text:
+                break
+        if value != text:  # a longer name completes it
+            self.press("Delete", LETTER)
 
-    def text(self, selector: str) -> str:
-        return str(self.page.locator(selector).inner_text())
-
-    def titles(self, selector: str) -> list[str]:
-        return [place.get_attribute("title") for place in self.page.locator(selector).all()]
+    def kinds(self, selector: str) -> list[str]:
+        """Return the kinds of images, whose paths are their titles."""
+        titles = self.page.locator(selector).evaluate_all("places => places.map(place => place.title)")
+        return [self.truth[int(title[:3])] for title in titles]
 
     def right(self) -> int:
         """Return the number of images whose cluster has the name of their kind."""
-        with (self.run / "clusters.csv").open(newline="", encoding="utf-8") as file:
-            rows = [(row["cluster"], row["name"], self.truth[row["path"]]) for row in csv.DictReader(file)]
+        run = read_run(open_run(self.run))
+        named = [
+            (number, run.model.names[number], kind)
+            for number, kind in zip(run.clusters.tolist(), self.truth, strict=True)
+        ]
         kinds: dict[str, Counter[str]] = {}
-        for cluster, name, kind in rows:
-            kinds.setdefault(name or cluster, Counter())[kind] += 1
-        return sum(kind == (name or kinds[cluster].most_common(1)[0][0]) for cluster, name, kind in rows)
+        for number, name, kind in named:
+            kinds.setdefault(name or str(number), Counter())[kind] += 1
+        return sum(kind == (name or kinds[str(number)].most_common(1)[0][0]) for number, name, kind in named)
+
+    def missing(self) -> float:
+        return ENOUGH * len(self.truth) - self.right()
 
 
 def choose_number(person: Person) -> None:
-    """Make the proposed number of clusters that is nearest to the person's own."""
-    present = person.page.locator(".cluster").count()
-    proposed = [int(button.get_attribute("data-k")) for button in person.page.locator("button[data-k]").all()]
-    best = min([present, *proposed], key=lambda number: abs(number - COUNT))
-    if best != present:
-        person.leave()
-        person.click(person.page.locator(".plausible summary"))
-        person.click(person.page.locator(f"button[data-k='{best}']"))
-        person.wait(LOADED)
+    """Double the number of clusters while that comes nearer to the number of kinds, by ratio."""
+    page, kinds = person.page, len({*person.truth})
+    finer = page.locator("#numbers button").last
+    number = page.locator(".cluster").count()
+    while (2 * number / kinds) * (number / kinds) < 1:
+        person.click(finer)
+        page.wait_for_function("() => document.querySelector('#number-title').textContent.endsWith('…')")
+        person.wait("() => document.querySelector('#number-list li')")
+        person.look(SIGHT)
+        finer = page.locator("#number-bar button").last
+        number *= 2
+    if page.locator("#number").is_visible():
+        person.press("Enter")
+        page.locator("#number").wait_for(state="hidden")
+        person.wait()
 
 
-def name_clusters(person: Person) -> bool:
-    """Name the clusters by the kind of most pictures that *Teach* shows, and tick and name those of other kinds before.
-
-    Returns:
-        If images followed such pictures.
-    """
-    person.click(person.page.locator("#teach-open"))
-    person.wait(READY)
-    while person.page.locator("#teach-kind").is_visible():
-        faces = [person.truth[path] for path in person.titles("#teach-faces label")]
-        person.look(FACE * len(faces))
+def name_clusters(person: Person) -> None:
+    """Name the clusters by the kind of most pictures that the page shows, and tick and name several of another one."""
+    page = person.page
+    person.click(page.locator("#names-open"))
+    person.wait(NAMING)
+    while page.locator("#teach-kind").is_visible():
+        before = page.locator("#teach-count").inner_text()
+        faces = person.kinds("#teach-faces label")
+        person.look(1)
         (own, _), *others = Counter(faces).most_common()
-        for kind, _ in others:
+        for kind, count in others:
+            if count < SEVERAL:
+                continue
             for face in (face for face, other in enumerate(faces) if other == kind):
-                person.click(person.page.locator("#teach-faces label").nth(face))
+                person.click(page.locator("#teach-faces label").nth(face))
             name_kind(person, kind)
-        name_kind(person, own)
-        person.wait(READY)
-    is_preview = person.page.locator("#teach-review").is_visible()
-    if is_preview:
-        follow(person)
-    return is_preview
+            person.wait(NAMING)
+        name_kind(person, own, are_right=all(kind == own or count >= SEVERAL for kind, count in others))
+        page.locator("#teach-count").get_by_text(before, exact=True).wait_for(state="hidden")
+        person.wait(NAMING)
+    if page.locator("#teach-review").is_visible():
+        person.look(page.locator("#teach-moves li").count())
+        person.press("Enter")
+        page.locator("#teach").wait_for(state="hidden")
+    page.locator("#images[open] .tile-of").first.wait_for()
+    person.wait()
 
 
-def name_kind(person: Person, kind: str) -> None:
-    """Name the ticked images, or the cluster."""
+def name_kind(person: Person, kind: str, *, are_right: bool = False) -> None:
+    """Name the ticked images, or the cluster, and say that its pictures are right."""
     hint = person.page.locator("#teach-hints button").get_by_text(kind, exact=True)
-    if hint.count():
+    if hint.count() and not are_right:
         person.click(hint)
     else:
-        person.write(kind)
-        person.press("Enter", LETTER)
-
-
-def teach(person: Person) -> None:
-    """Answer until a preview comes, and apply it."""
-    while person.page.locator("#teach-ask").is_visible():
-        kind = person.truth[person.text("#teach-about").split(" · ")[0]]
-        offered = person.titles("#teach-likely button")
-        person.look(QUESTION)
-        if kind in offered:
-            person.press(str(offered.index(kind) + 1))
-        else:
-            person.press("n")
-            person.write(kind)
-            person.press("Enter", LETTER)
-        person.wait(READY)
-    follow(person)
-
-
-def follow(person: Person) -> None:
-    """Apply a preview."""
-    person.look(PREVIEW)
-    person.press("Enter")
-    person.wait(READY)
+        person.write(kind, "#teach-kind-name")
+        person.press("Shift+Enter" if are_right else "Enter", LETTER)
 
 
 def check(person: Person) -> None:
-    """Move the wrong images of one cluster after another to theirs, until enough are right; name new clusters."""
-    page, missing, moved = person.page, ENOUGH * IMAGES - person.right(), 0
-    made: dict[str, str] = {}
-    person.leave()
-    person.click(page.locator("#check-open"))
+    """Move the wrong images of one kind after another to theirs, until enough are right."""
+    page, missing, moved = person.page, person.missing(), 0
     while moved < missing and page.locator("#images").is_visible():
         page.locator("#images-grid .tile-of").first.wait_for()
-        title = page.locator("#images-title").inner_text()
-        own = title.split(" · ")[1]
-        paths = person.titles("#images-grid .tile-of")
-        kinds = [person.truth[path] for path in paths]
-        seen = AT_A_GLANCE
-        while {*kinds[seen - AT_A_GLANCE : seen]} - {own}:
-            seen += AT_A_GLANCE
-        person.look(TILE * len(kinds[:seen]))
-        for kind in {*kinds[:seen]} - {own}:
-            wrong = [path for path, other in zip(paths, kinds[:seen], strict=False) if other == kind]
-            for path in wrong:
-                person.click(page.locator(f'#images-grid [title="{path}"]'))
-            move_to(person, kind, made)
-            moved += len(wrong)
+        own = page.locator("#images-title").inner_text().rpartition(" · ")[0]
+        tiles = "#images-grid .tile-of"
+        kinds = person.kinds(tiles)
+        places = page.locator(tiles).evaluate_all("tiles => tiles.map(tile => [tile.style.transform, tile.title])")
+        downs = [float(re.findall(r"[\d.]+", transform)[1]) for transform, _ in places]
+        wrong: dict[str, list[str]] = {}
+        for down in sorted({*downs}):
+            row = [(kind, title) for kind, at, (_, title) in zip(kinds, downs, places, strict=True) if at == down]
+            person.look(1)
+            strangers = [(kind, title) for kind, title in row if kind != own]
+            for kind, title in strangers:
+                wrong.setdefault(kind, []).append(title)
+            if not strangers:
+                break
+        for kind, titles in wrong.items():
+            for title in titles:
+                person.click(page.locator(f'#images-grid [title="{title}"]'), position={"x": 50, "y": 50})
+            move_to(person, kind)
+            moved += len(titles)
+        page.evaluate("window.titleBefore = document.querySelector('#images-title').textContent")
         person.press("n")
-        person.wait(NEXT, title)
+        person.wait(LISTED)
     if page.locator("#images").is_visible():
         person.press("Escape")
-    person.wait(LOADED)
-    if made:
-        name_clusters(person)
-        person.press("Escape")
+        page.locator("#images").wait_for(state="hidden")
+    person.wait()
 
 
-def move_to(person: Person, kind: str, made: dict[str, str]) -> None:
-    """Move the selected images to the cluster of a kind: by its digit, or by its name, or to a new one."""
-
-    def targets() -> list[str]:
-        return [title.rpartition(" · ")[2] for title in person.titles("#images .targets button")]
-
-    person.look(PLACE)
-    called, known = made.get(kind, kind), targets()
-    if called in known:
-        person.press(str(known.index(called) + 1))
+def move_to(person: Person, kind: str) -> None:
+    """Move the selected images to a kind: by its digit, or by its name, which may be new."""
+    page = person.page
+    known = [
+        title.rpartition(" · ")[2]
+        for title in page.locator("#images .targets button").evaluate_all("all => all.map(one => one.title)")
+    ]
+    if kind in known:
+        person.press(str(known.index(kind) + 1))
         return
-    person.click(person.page.locator("#images [data-ticked=move]"))
-    entries = person.page.locator("#merge-list button span:nth-of-type(1)").all_inner_texts()
-    if any(entry.split(" · ")[-1] == called for entry in entries):
-        person.write(called.removeprefix("Cluster "))
-    else:
-        made[kind] = ""
-    person.press("ArrowDown")  # to the first one, because Enter takes a name only if no other cluster has it
+    person.click(page.locator("#images [data-ticked=move]"))
+    for letter in kind:
+        person.press(letter, LETTER)
+        if page.locator("#merge-filter").input_value() == kind:
+            break
     person.press("Enter")
-    person.wait("() => document.querySelector('#images-grid :focus')")
-    if not made.get(kind, kind):
-        (made[kind],) = {*targets()} - {*known}
+    page.wait_for_function("() => document.querySelector('#images-grid :focus')")
 
 
-def walk(person: Person, photos: Path, options: argparse.Namespace) -> Iterator[str]:
+def walk(person: Person, photos: Path) -> Iterator[str]:
     """Walk from the command to sorted folders, and yield each step's name after it."""
     program = [sys.executable, "-m", "deepcluster"]
-    number = ["-k", str(options.k)] if options.k else []
     person.act()
-    subprocess.run([*program, "fit", photos, "-o", person.run, "-q", *number], check=True)
-    person.wait()
+    subprocess.run([*program, "fit", photos, "-o", person.run, "-q"], check=True)
+    person.waited += time.perf_counter() - person.acted
     yield "fit"
     person.act()
     server = subprocess.Popen([*program, "report", person.run, "--serve"], stdout=subprocess.PIPE, text=True)
     try:
-        yield from at_the_page(person, server, options.answers)
+        yield from at_the_page(person, server)
     finally:
         server.terminate()
         server.wait()
 
 
-def at_the_page(person: Person, server: "subprocess.Popen[str]", answers: int) -> Iterator[str]:
+def at_the_page(person: Person, server: "subprocess.Popen[str]") -> Iterator[str]:
     """Walk from the first screen of the served report to sorted folders."""
     assert server.stdout
     address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
     person.page.goto(address)
     person.wait()
-    person.look(FIRST_SCREEN)
+    person.person += FIRST_SCREEN
     yield "first screen"
     choose_number(person)
     yield "number"
-    followed = name_clusters(person)
+    name_clusters(person)
     yield "names"
-    for _ in range(answers // 10):
-        if person.right() < ENOUGH * IMAGES:
-            teach(person)
-            yield "10 answers"
-    person.leave()
-    person.press("Escape")
-    if answers or followed:
-        person.wait(LOADED)
-    yield "close"
-    if person.right() < ENOUGH * IMAGES:
-        check(person)
-        yield "check"
+    check(person)
+    yield "check"
     person.click(person.page.locator("#into-folders"))
     person.press("Enter")
     person.wait("() => !document.querySelector('#sorted').hidden")
@@ -330,14 +327,13 @@ def measured(browser: Any, options: argparse.Namespace, seed: int) -> Iterator[d
     """Yield the row of each step of a seed, and of their sum."""
     with TemporaryDirectory() as folder:
         photos, run = Path(folder, "photos"), Path(folder, "run")
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        # A page that was loaded takes no keys for half a second. She looks at it for longer, which is in her seconds.
-        page.add_init_script("const wait = setTimeout; setTimeout = (call, ms) => wait(call, ms === 500 ? 0 : ms)")
-        person = Person(page, mixed(options.data, photos, seed), run)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        pairs = (mixed if options.kinds == COUNT else whole)(options.data, seed)
+        person = Person(page, written(pairs, photos), run)
         before = dict.fromkeys(SPENT, 0.0)
-        for step in walk(person, photos, options):
+        for step in walk(person, photos):
             now = {name: getattr(person, name) for name in SPENT}
-            right = {"right": round(person.right() / IMAGES, 4)}
+            right = {"right": round(person.right() / len(pairs), 4)}
             yield {"seed": seed, "step": step, **{name: round(now[name] - before[name], 2) for name in SPENT}, **right}
             before = now
         yield {"seed": seed, "step": "sum", **{name: round(before[name], 1) for name in SPENT}, **right}
@@ -347,9 +343,8 @@ def measured(browser: Any, options: argparse.Namespace, seed: int) -> Iterator[d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("-k", type=int, help="fit this number of clusters")
-    parser.add_argument("--answers", type=int, default=0)
+    parser.add_argument("--kinds", type=int, choices=(COUNT, 55), default=COUNT)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23])
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright  # of the extra dev, which --help does not need
 
@@ -360,7 +355,7 @@ def main() -> None:
             for row in measured(browser, options, seed):
                 print(row, flush=True)
                 rows.append(row)
-    save("walk", {"answers": options.answers, "runs": rows})
+    save(f"walk_{options.kinds}", {"kinds": options.kinds, "runs": rows})
 
 
 if __name__ == "__main__":

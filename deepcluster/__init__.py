@@ -1,7 +1,7 @@
 """DeepCluster: from a folder of unlabelled images to clusters, features and a model that places new images."""
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
+from importlib import import_module  # noqa: TID251 (its own modules)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from deepcluster.commands.cli import run_command
 from tests.helpers.drawings import KINDS, draw
 from tests.helpers.hub import Hub, point_to, serving, tiny_file
 from tests.helpers.ranks import Ranks
-from tests.helpers.runs import small_fit
+from tests.helpers.runs import FIVE_CLUSTERS, small_fit
 
 # Whatever networks this machine has are not there for the tests, and nothing is fetched.
 os.environ["HF_HUB_CACHE"] = str(Path(tempfile.gettempdir()) / "deepcluster-tests-without-weights")
@@ -38,8 +38,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A small run on the photographs, made once for each set of options that are not those of ``small_fit``."""
+def fit_once(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Returns the run of ``small_fit`` on the photographs with some options, which is made once."""
 
     @cache
     def run_with(*options: str) -> Path:
@@ -51,15 +51,21 @@ def fitted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
 
 
 @pytest.fixture(scope="session")
-def finished(fitted: Callable[..., Path]) -> Path:
+def finished(fit_once: Callable[..., Path]) -> Path:
     """A small run on the photographs, with labels."""
-    return fitted("--labels", "folders")
+    return fit_once("--labels", "folders")
 
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of it, for a test that writes into it."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def five_clusters(fit_once: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy of a run with five clusters, whose images are elsewhere."""
+    return Path(shutil.copytree(fit_once(*FIVE_CLUSTERS), tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,9 @@ from deepcluster.clustering.agreement import compared, is_settled, nmi, repeated
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DataError
-from deepcluster.images.views import Augmentation, each_once
+from deepcluster.images.views import Augmentation
 from deepcluster.learning import Learning
+from deepcluster.learning.draws import each_once
 from deepcluster.learning.features import extract, features_of
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, WithInstances, new_linear_head
 from deepcluster.nets.network import build

@@ -32,9 +32,9 @@ def body(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("share", [0, 0.25])
-def test_each_tensor_of_the_model_is_the_mean(fitted, finished, share):
-    before = fitted("--labels", "folders", "--rounds", "0")
-    averaged = fitted("--labels", "folders", "--set", f"average={share}")
+def test_each_tensor_of_the_model_is_the_mean(fit_once, finished, share):
+    before = fit_once("--labels", "folders", "--rounds", "0")
+    averaged = fit_once("--labels", "folders", "--set", f"average={share}")
     start, mean, end = map(body, (before, averaged, finished))  # the last has no average
     weights = {name for name in end if "running_" not in name}  # the statistics are measured anew
     learnt = {name for name in weights if end[name].is_floating_point()}
@@ -45,8 +45,8 @@ def test_each_tensor_of_the_model_is_the_mean(fitted, finished, share):
     assert is_before or share  # the groups of a share of 0 are those before the training, too
 
 
-def test_after_several_rounds_it_is_the_mean_with_the_weights_before_the_last(fitted):
-    run = fitted("--rounds", "2", "--set", "average=.25", "--keep-checkpoints")
+def test_after_several_rounds_it_is_the_mean_with_the_weights_before_the_last(fit_once):
+    run = fit_once("--rounds", "2", "--set", "average=.25", "--keep-checkpoints")
     once, end = (load_file(run / f"checkpoints/00000{number}.safetensors") for number in (1, 2))
     mean = {name: value for name, value in body(run).items() if value.is_floating_point() and "running_" not in name}
     assert mean and all(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.errors import NonFiniteError
-from deepcluster.runtime.devices import in_order, one_thread, pool_of
+from deepcluster.runtime.threads import in_order, one_thread, pool_of
 
 T = TypeVar("T")
 AllReduce = Callable[[Tensor], Tensor]  # a sum over some rows to that over the rows of all ranks

@@ -100,7 +100,8 @@ def doctor(
 
         facts = condition(run_)
     else:
-        from deepcluster.images.decode import accepted_formats, reads_raw
+        from deepcluster.images.decode import accepted_formats
+        from deepcluster.images.raw import reads_raw
 
         facts = {**versions()}
         try:

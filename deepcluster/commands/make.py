@@ -108,7 +108,8 @@ def _fit_source(
 
 def _others(source: "Source") -> str:
     """Return the number of files that are no images, by their suffixes, as the end of a line; "" if there are none."""
-    from deepcluster.images.decode import SUFFIXES, reads_raw
+    from deepcluster.images.decode import SUFFIXES
+    from deepcluster.images.raw import reads_raw
     from deepcluster.images.source import RAW_SUFFIXES
 
     known = (*SUFFIXES, "", *(RAW_SUFFIXES if reads_raw() else ()))
@@ -315,6 +316,7 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
         page = report_run(run_, progress=terminal.progress)
     if serve:
         from deepcluster.export import folders
+        from deepcluster.export.read_back import by_folder
         from deepcluster.runs.serve import redirecting
         from deepcluster.runs.serve import serve as serve_run
 
@@ -327,7 +329,7 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
                 if open_:
                     open_page(stack.enter_context(redirecting(run_, address)).as_uri(), address)
 
-            serve_run(run_, folders, show)
+            serve_run(run_, folders, by_folder, show)
         return
     say(str(page))
     if open_:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-import webbrowser
+import webbrowser  # noqa: TID251 (--open)
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest

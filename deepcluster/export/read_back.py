@@ -22,14 +22,14 @@ from deepcluster.images.files import from_files
 from deepcluster.images.source import is_hidden
 from deepcluster.images.store import read_once
 from deepcluster.runs.apply import applied
-from deepcluster.runs.change import Carried, Change, carry_out
+from deepcluster.runs.change import Carried, Change, ChangeOf, carry_out
 from deepcluster.runs.images import pixel_digests
 from deepcluster.runs.run import Run
 from deepcluster.runs.teach import Answer, taught_by
-from deepcluster.runtime.bounded import MAX_TEXT, check_file
+from deepcluster.runtime.bounded import check_file
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.storage.edits_file import Edits, checked_name
-from deepcluster.storage.run_folder import read_table
+from deepcluster.storage.run_folder import RunFolder, read_table
 from deepcluster.texts import one_line, plural, some
 
 
@@ -49,21 +49,26 @@ def teach_folder(run: Path, folder: Path, display: Display | None = None, *, dry
     Raises UsageError if no image of the run is there, DataError if the inventory is damaged.
     """
     display = Several(display)
+    return carry_out(run, by_folder(folder, display), display, dry_run=dry_run)
 
-    def change_of(_: object, before: Run) -> Change:
+
+def by_folder(folder: Path, display: Display = Silent()) -> ChangeOf:
+    """Return the change of :func:`teach_folder`."""
+
+    def change_of(opened: RunFolder, before: Run) -> Change:
         back = read_back(folder, before, display)
         renamed = applied(before, Edits(names=back.names)) if back.names else Change(before)
         change = taught_by(renamed.run, back.answers) if back.answers else renamed
         lines = {**renamed.lines, **change.lines} or {"Answers": f"nothing in {folder} was moved or renamed"}
         if back.new:
-            command = shlex.join(["deepcluster", "update", str(run), str(folder)])
+            command = shlex.join(["deepcluster", "update", str(opened.place), str(folder)])
             lines["New"] = f"{plural(len(back.new), 'image')} not in the run: {_some(back.new)}. To add them: {command}"
         if back.others:
             lines["Left out"] = f"{plural(len(back.others), 'file')} of no cluster: {_some(back.others)}"
         text = "; ".join(filter(None, dict.fromkeys((renamed.text, change.text))))
         return replace(change, text=text, lines=lines)
 
-    return carry_out(run, change_of, display, dry_run=dry_run)
+    return change_of
 
 
 def _some(places: Sequence[str]) -> str:
@@ -139,7 +144,7 @@ def _inventory(folder: Path, paths: Sequence[str]) -> tuple[dict[int, str], dict
     if not file.exists():
         return {}, {}
     try:
-        check_file(file, MAX_TEXT)
+        check_file(file)
         rows = read_table(file, INVENTORY_COLUMNS)
         images = [(row, _above(row["exported_path"])) for row in rows if row["exported_path"] and row["path"] in row_of]
         meaning_of = {place: (int(row["cluster"]), row["name"]) for row, place in images}

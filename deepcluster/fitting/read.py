@@ -15,7 +15,7 @@ from deepcluster.fitting.plan import FEATURES_OPTIONS, with_precision
 from deepcluster.fitting.values import Contents, Decided, ImagesRead, Start
 from deepcluster.images import read_once
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.source import counted
+from deepcluster.images.source import skipped_in_words
 from deepcluster.images.store import Store
 from deepcluster.learning.features import certainty_of, extract
 from deepcluster.nets.network import Network
@@ -57,7 +57,9 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
     used = len(store.usable)
     skipped = store.skipped
     if skipped:
-        display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {counted(skipped)} (skipped.csv)")
+        display.say(
+            "Images", f"{used:,} can be used, {len(skipped):,} skipped: {skipped_in_words(skipped)} (skipped.csv)"
+        )
     plan, known = _plan_for(store, start, network, display)
     for line in plan.by_reason() if decided.request.verbose else ():
         display.say("Plan", line)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.starts import first_occurrences
-from deepcluster.runtime.devices import in_threads
+from deepcluster.runtime.threads import in_threads
 from deepcluster.seeding import derive, generator
 
 if TYPE_CHECKING:

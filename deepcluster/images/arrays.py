@@ -16,7 +16,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, explain, upright
-from deepcluster.images.source import Encoded, Items, Numbered, Source, numbered, real
+from deepcluster.images.source import Encoded, Items, Numbered, Source, row_names, without_links
 from deepcluster.runtime.bounded import check_file
 from deepcluster.texts import one_line
 
@@ -39,7 +39,7 @@ def from_dataset(dataset: Any, name: str, location: str, labels: tuple[str, ...]
     """
     holder = location if ":" in location else ""  # the name that a library knows
     items = _hugging_face(dataset, holder) if hasattr(dataset, "cast_column") else _Dataset(holder, dataset)
-    return Source(name, location, numbered(len(dataset)), items, labels)
+    return Source(name, location, row_names(len(dataset)), items, labels)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _hugging_face(dataset: Any, holder: str) -> Items:
 
 def from_bytes(contents: Sequence[Any]) -> Source:
     """Return images by the bytes of their files, which are decoded as files are."""
-    return Source("bytes", "the bytes", numbered(len(contents)), _Encoded("", contents))
+    return Source("bytes", "the bytes", row_names(len(contents)), _Encoded("", contents))
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def load_array(file: Path, mmap_mode: Literal["r"] | None = None) -> Any:
 def reading(what: str, file: Path) -> Iterator[None]:
     """Turn all errors of reading a file into DataError: numpy raises many kinds if it is damaged."""
     try:
-        check_file(file, sys.maxsize)
+        check_file(file)
         yield
     except (DeepClusterError, MemoryError):
         raise
@@ -247,6 +247,6 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
             raise DataError(f"{title} has {not_pixels(array)}")
     elif array.dtype != np.uint8:
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
-    place = "" if in_memory else real(location)
+    place = "" if in_memory else without_links(location)
     texts = None if labels is None else tuple(map(str, labels.tolist()))
-    return Source(name, location, numbered(len(array)), _Dataset(place, array, nullcontext()), texts)
+    return Source(name, location, row_names(len(array)), _Dataset(place, array, nullcontext()), texts)

@@ -1,6 +1,6 @@
 """Decode the bytes of a file to upright RGB pixels. It is the only decoder, so that every step sees the same pixels."""
 
-import ctypes
+import ctypes  # noqa: TID251 (libtiff's printing)
 import errno
 import logging
 import os
@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -21,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 from PIL import features as pillow
 from PIL.JpegImagePlugin import JpegImageFile
 
+from deepcluster.images.raw import RAW_START, TIFF_START, NoPreview, is_raw, preview, reads_raw
 from deepcluster.texts import one_line
 
 # Without EPS (it starts Ghostscript) and without rare, seldom tested formats. See also accepted_formats().
@@ -30,6 +30,8 @@ SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"),
 }
+#: Formats of your own: functions that open a file as a Pillow image, by the suffix of the file in small letters.
+decoders: dict[str, Callable[[Path], Image.Image]] = {}
 MAX_PIXELS = 89_478_485  # decoded; Pillow's default
 # Smaller files are read at once: the 40 small reads of a JPEG header take a fifth of the time of a small image, and
 # may hand the interpreter to another thread. A film among the images is not read into memory.
@@ -43,22 +45,6 @@ BYTES_PER_PIXEL = 16
 DECODED_BYTES = 4
 COEFFICIENT_BYTES = 2  # of a number of a pixel, in the memory of libjpeg
 _ALONE = threading.Lock()
-
-# A RAW file is decoded by the preview that the camera has put into it. These are the first bytes of CR2, CR3, CRW, RAF,
-# ORF, RW2 and X3F; the others (DNG, NEF, ARW, ...) are TIFF files whose tags tell, or which Pillow cannot read.
-RAW_START = re.compile(
-    rb"II\*\0....CR|....ftypcrx |II\x1a\0....HEAPCCDR|FUJIFILMCCD-RAW|II(RO|RS|U\0)|MMOR|FOVb", re.DOTALL
-)
-TIFF_START = (b"II*\0", b"MM\0*")
-# Tags of a TIFF.
-DNG_VERSION = 50706
-SUBFILE_TYPE = 254  # 1: a small version of another image in the file
-SUB_IFDS = 330
-# A preview may claim the whole file, and is in memory three times while LibRaw reads it.
-MAX_RAW_BYTES = 350_000_000  # more than a shot of 150 megapixels without compression
-MAX_PREVIEW_BYTES = 64_000_000  # more than a JPEG of MAX_PIXELS in high quality; larger files are read one at a time
-PREVIEW_END = 1 << 20  # last bytes of a preview, which must be in its file: LibRaw reads at most 16 kB beyond the end
-RAW_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's flip as EXIF has it
 
 T = TypeVar("T")
 
@@ -114,19 +100,13 @@ def accepted_formats() -> tuple[str, ...]:
     return (*FORMATS, "HEIF", *(("AVIF",) if pillow.check("avif") else ()))
 
 
-@cache
-def reads_raw() -> bool:
-    """Tell if the previews of RAW files can be read: the extra [raw] is installed."""
-    return find_spec("rawpy") is not None
-
-
 def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
     """Return the first frame of an image file: mode RGB, turned by its EXIF orientation, without metadata.
 
     Its ``info`` has nothing but ``short_side``, the shorter side in px before it was reduced to ``size``.
 
-    The bytes decide about the format (one of ``accepted_formats()``, or RAW), not the suffix. Of a RAW file the largest
-    preview is the image.
+    The bytes decide about the format (one of ``accepted_formats()``, or RAW), not the suffix, unless ``decoders`` has
+    the suffix of the file. Of a RAW file the largest preview is the image.
 
     | mode | becomes |
     |---|---|
@@ -242,32 +222,17 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
             raise Undecodable(not_a_file(kind))
         if stat.S_ISREG(kind) and not status.st_size:  # not opened, see check_file
             raise Undecodable("empty file", EMPTY)
-        if status.st_size > SMALL_FILE:
-            with file.open("rb") as stream:
+        if file.suffix.lower() not in decoders:
+            with file.open("rb") if status.st_size > SMALL_FILE else BytesIO(file.read_bytes()) as stream:
                 return _examine(stream, look)
-        file = BytesIO(file.read_bytes())
-    file.seek(0)
-    start = file.read(64)
-    if not start:
-        raise Undecodable("empty file", EMPTY)
     try:
-        if RAW_START.match(start):
-            return _of_preview(file, look)
-        with Image.open(file, formats=accepted_formats()) as image:
-            tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-            # A TIFF may hold only the thumbnail of a RAW file.
-            if DNG_VERSION not in tags and (tags.get(SUBFILE_TYPE) != 1 or SUB_IFDS not in tags):
-                if not isinstance(image, JpegImageFile):  # which may be decoded smaller
-                    _check_size(image.width * image.height)
+        if isinstance(file, Path):
+            with decoders[file.suffix.lower()](file) as image:
+                _check_size(image.width * image.height)
                 return look(image)
-        return _of_preview(file, look)
+        return _by_content(file, look)
     except (MemoryError, Undecodable):
         raise
-    except UnidentifiedImageError:
-        if start.startswith(TIFF_START) and reads_raw():
-            return _of_preview(file, look)
-        formats = ", ".join(accepted_formats())
-        raise Undecodable(f"not an image in an accepted format ({formats})", OTHER) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         _check_size(int(pixels[0]) if pixels else MAX_PIXELS + 1)
@@ -278,57 +243,33 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], T]) -> T:
         raise Undecodable(f"cannot be decoded: {explain(error)}", DAMAGED) from error
 
 
-def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
-    """Return ``look`` of the largest preview in a RAW file. The data of the sensor are never decoded."""
-    if not reads_raw():
-        raise _no_preview(", because rawpy is missing: pip install rawpy, or export it as JPEG")
-    import rawpy
-
-    size = file.seek(0, os.SEEK_END)
-    if size > MAX_RAW_BYTES:
-        raise _no_preview(f", because it has more than {MAX_RAW_BYTES:,} bytes: export it as JPEG")
+def _by_content(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
     file.seek(0)
-    name = getattr(file, "name", None)
-    # By its path a file is read in parts; a stream is read whole. rawpy takes no name that is not UTF-8.
-    by_name = isinstance(name, str | Path) and str(name).isprintable()
-    with _ALONE if size > MAX_PREVIEW_BYTES else nullcontext():
-        try:
-            with rawpy.imread(str(name) if by_name else file) as raw:
-                preview = raw.extract_thumb()
-                flip = raw.sizes.flip
-                data: Any = preview.data
-        except (rawpy.LibRawError, rawpy.NotSupportedError) as error:
-            raise _no_preview(f" ({type(error).__name__}): export it as JPEG") from None
-        if memoryview(data).nbytes > MAX_PREVIEW_BYTES:
-            raise _no_preview(f", because it has more than {MAX_PREVIEW_BYTES:,} bytes: export it as JPEG")
-    is_jpeg = preview.format == rawpy.ThumbFormat.JPEG
-    # If the file ends within its preview, LibRaw completes it with memory of this process: pixels of other images.
-    # The search begins at the first table of a JPEG, because LibRaw may change the header.
-    unchanged = data[data.find(b"\xff\xdb") :] if is_jpeg else data.tobytes()
-    if not _contains(file, unchanged[-PREVIEW_END:]):
-        raise _no_preview(", because it is not whole in the file: copy it again, or export it as JPEG")
-    if is_jpeg:  # with its orientation, which LibRaw adds
-        image: Image.Image = Image.open(BytesIO(data), formats=("JPEG",))
-    else:
-        image = Image.fromarray(data)
-        image.getexif()[ExifTags.Base.Orientation] = RAW_ORIENTATION.get(flip, 1)
+    start = file.read(64)
+    if not start:
+        raise Undecodable("empty file", EMPTY)
+    if RAW_START.match(start):
+        return _of_preview(file, look)
+    try:
+        with Image.open(file, formats=accepted_formats()) as image:
+            if not is_raw(image):
+                if not isinstance(image, JpegImageFile):  # which may be decoded smaller
+                    _check_size(image.width * image.height)
+                return look(image)
+    except UnidentifiedImageError:
+        if not (start.startswith(TIFF_START) and reads_raw()):
+            formats = ", ".join(accepted_formats())
+            raise Undecodable(f"not an image in an accepted format ({formats})", OTHER) from None
+    return _of_preview(file, look)
+
+
+def _of_preview(file: BinaryIO, look: Callable[[Image.Image], T]) -> T:
+    try:
+        image = preview(file, _ALONE)
+    except NoPreview as error:
+        raise Undecodable(f"a RAW image whose preview cannot be read{error}", RAW) from None
     with image:
         return look(image)
-
-
-def _no_preview(why: str) -> Undecodable:
-    return Undecodable(f"a RAW image whose preview cannot be read{why}", RAW)
-
-
-def _contains(file: BinaryIO, part: bytes) -> bool:
-    """Tell if a file contains these bytes, without reading it whole."""
-    file.seek(0)
-    before = b""
-    while block := file.read(1 << 20):
-        if part in before + block:
-            return True
-        before = block[-len(part) :]
-    return False
 
 
 def upright(image: Image.Image, size: int | None = None) -> Image.Image:

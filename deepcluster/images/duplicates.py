@@ -17,14 +17,14 @@ from torch.nn.functional import interpolate
 from deepcluster.runtime.partition import Partition
 
 SIDE = 16  # px of the small pictures
-ALIKE = 0.1  # root mean square difference, as a share of the larger standard deviation
-FAINTEST = 4.0  # grey levels: below this standard deviation a picture is plain, and its noise does not count
-WINDOW = 32  # neighbours in sorted order that are compared
-BITS = 8  # of 64 that may differ: JPEG of quality 75 changes up to 5
+MAX_DISTANCE = 0.1  # root mean square difference, as a share of the larger standard deviation
+MIN_CONTRAST = 4.0  # grey levels: below this standard deviation a picture is plain, and its noise does not count
+NEIGHBOURS = 32  # neighbours in sorted order that are compared
+MAX_WRONG_BITS = 8  # of 64 that may differ: JPEG of quality 75 changes up to 5
 # Bits by which the hash is rotated before sorting: with up to 3 wrong bits one of its four 16-bit blocks is intact.
-TURNS = (0, 16, 32, 48)
+ROTATIONS_BITS = (0, 16, 32, 48)
 IMAGES_AT_ONCE = 512  # images described at a time
-PAIRS = 1 << 14  # compared at a time
+PAIRS_AT_ONCE = 1 << 14  # compared at a time
 
 
 def near_duplicates(
@@ -46,11 +46,11 @@ def near_duplicates(
     if not partition.processes.is_main:
         return []
     ties = torch.empty(0, 2, dtype=torch.int64)
-    for turn in TURNS:
-        alike = [pairs[_apart(pictures, pairs) <= ALIKE] for pairs in _near(hashes, light, turn)]
-        ties = _spanning(torch.cat([ties, *alike]))  # a thousand equal images are 999 pairs then, not 32,000
+    for turn in ROTATIONS_BITS:
+        alike = [pairs[_distances(pictures, pairs) <= MAX_DISTANCE] for pairs in _near_pairs(hashes, light, turn)]
+        ties = _sets(torch.cat([ties, *alike]))  # a thousand equal images are 999 pairs then, not 32,000
     members: dict[int, list[tuple[int, float]]] = {}
-    for (first, row), distance in zip(ties.tolist(), _apart(pictures, ties).tolist(), strict=True):
+    for (first, row), distance in zip(ties.tolist(), _distances(pictures, ties).tolist(), strict=True):
         members.setdefault(first, []).append((row, distance))
     return [*members.values()]
 
@@ -59,18 +59,18 @@ def _described(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the hashes (int64), the lightness and the pictures of images.
 
     A bit of the hash tells if one of 8 x 8 patches is darker than its right neighbour. A picture is 4 bytes of
-    contrast, the standard deviation (float32, at least ``FAINTEST``), and 3 ``SIDE``² pixels.
+    contrast, the standard deviation (float32, at least ``MIN_CONTRAST``), and 3 ``SIDE``² pixels.
     """
     small = interpolate(images.float(), size=(SIDE, SIDE), mode="area")
     grey = interpolate(small.mean(1, keepdim=True), size=(8, 9), mode="area")[:, 0]
     darker = (grey[:, :, 1:] > grey[:, :, :-1]).flatten(1).numpy()
     hashes = torch.from_numpy(np.packbits(darker, axis=1)).view(torch.int64).squeeze(1)
     pixels = small.flatten(1).round().byte()
-    contrast = small.flatten(1).std(1, keepdim=True).clamp(min=FAINTEST).view(torch.uint8)
+    contrast = small.flatten(1).std(1, keepdim=True).clamp(min=MIN_CONTRAST).view(torch.uint8)
     return hashes, pixels.float().mean(1), torch.cat([contrast, pixels], 1)
 
 
-def _near(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
+def _near_pairs(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
     """Yield pairs of images (n x 2) with nearly equal hashes: neighbours in sorted order, then the next but one, ...
 
     Images are sorted by their hashes rotated by ``turn``, then by lightness.
@@ -78,16 +78,16 @@ def _near(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
     bits = hashes.numpy().view(np.uint64)
     turned = (bits << np.uint64(turn)) | (bits >> np.uint64(-turn % 64))
     order = np.lexsort((light.numpy(), turned))
-    for step in range(1, WINDOW + 1):
+    for step in range(1, NEIGHBOURS + 1):
         one, other = order[:-step], order[step:]
-        near = np.bitwise_count(turned[one] ^ turned[other]) <= BITS
+        near = np.bitwise_count(turned[one] ^ turned[other]) <= MAX_WRONG_BITS
         yield torch.from_numpy(np.stack([one[near], other[near]], 1))
 
 
-def _apart(pictures: Tensor, pairs: Tensor) -> Tensor:
+def _distances(pictures: Tensor, pairs: Tensor) -> Tensor:
     """Return the distances of pairs of images (numbers, n x 2)."""
     distances = []
-    for part in pairs.split(PAIRS):
+    for part in pairs.split(PAIRS_AT_ONCE):
         first, second = pictures[part[:, 0]], pictures[part[:, 1]]
         difference = (first[:, 4:].float() - second[:, 4:].float()).square().mean(1).sqrt()
         contrast = (rows[:, :4].contiguous().view(torch.float32).squeeze(1) for rows in (first, second))
@@ -95,7 +95,7 @@ def _apart(pictures: Tensor, pairs: Tensor) -> Tensor:
     return torch.cat(distances)
 
 
-def _spanning(pairs: Tensor) -> Tensor:
+def _sets(pairs: Tensor) -> Tensor:
     """Return (first row of its set, row) of all rows in pairs (n x 2), ascending. Pairs tie rows to sets."""
     rows: Tensor
     rows, index = torch.unique(pairs, return_inverse=True)

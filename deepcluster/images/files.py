@@ -1,12 +1,9 @@
 """Find images: a folder, a list of paths, shards, an array, a data set or its name."""
 
-import codecs
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -17,12 +14,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images import arrays, named, shards
-from deepcluster.images.arrays import is_tensor, reading, without_torch
+from deepcluster.images import arrays, data_sets, shards
+from deepcluster.images.arrays import is_tensor, without_torch
 from deepcluster.images.decode import Reason, explain, not_a_file
+from deepcluster.images.lists import LISTS, absolute, distinct, is_text, located, read_list, standard_input
 from deepcluster.images.source import BESIDE, LINK, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
-from deepcluster.runtime.bounded import MAX_TEXT, check_file, is_run
-from deepcluster.runtime.tables import PATH_COLUMNS
+from deepcluster.runtime.bounded import is_run
 from deepcluster.texts import one_line
 
 
@@ -35,9 +32,7 @@ class Dataset(Protocol):
     def __getitem__(self, i: int, /) -> Any: ...
 
 
-LIBRARIES = {"sklearn": named.from_sklearn, "torchvision": named.from_torchvision}
-LISTS = {".lst", "", ".csv", ".tsv"}  # suffixes of lists of paths, beside .txt; tables are refused with a reason
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+LIBRARIES = {"sklearn": data_sets.from_sklearn, "torchvision": data_sets.from_torchvision}
 
 # Everything that :func:`find` takes.
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
@@ -98,7 +93,7 @@ def _from_text(text: str) -> Source:
         raise UsageError(f"IMAGES is empty. {WHAT_TO_TYPE}")
     scheme, _, name = text.partition(":")
     if text == "-":
-        return from_files(_distinct(_sent()), "stdin", "standard input")
+        return from_files(distinct(standard_input()), "stdin", "standard input")
     if scheme in LIBRARIES:
         return LIBRARIES[scheme](name)
     path = absolute(os.path.expanduser(text))  # noqa: PTH111 (which leaves alone the ~ of nobody's home)
@@ -122,8 +117,8 @@ def _from_text(text: str) -> Source:
         return arrays.from_numpy_file(path)
     if shards.is_shard(path.name):
         return shards.from_tars({path.name: path}, path.stem, str(path))
-    if suffix == ".txt" or (suffix in LISTS and _is_text(path)):
-        return from_files(listed(path), path.stem, str(path))
+    if suffix == ".txt" or (suffix in LISTS and is_text(path)):
+        return from_files(read_list(path), path.stem, str(path))
     return from_files([(path.name, path)], path.stem, str(path))
 
 
@@ -226,25 +221,6 @@ def _walk(folder: Path) -> Iterator[tuple[str, Reason | None]]:
                 yield path, explain(error)
 
 
-def listed(file: Path) -> list[tuple[str, Path]]:
-    """Return the paths in a text file, as written and absolute, each once. DataError if it is a table.
-
-    Relative paths start at its folder, or else at the current one.
-    """
-    with reading("the list", file):
-        check_file(file, MAX_TEXT)
-        lines = _lines(file.read_bytes())
-    cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
-    column = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")
-    is_table = len(cells) > 1 and (column or file.suffix.lower() in (".csv", ".tsv"))
-    if is_table and not os.path.lexists(located(lines[0], file.parent)):
-        raise DataError(
-            f"{one_line(str(file))} is a table, and IMAGES may be a list of paths, one a line: write its column"
-            f"{' ' + column if column else ''} of paths to a .txt file. (A CSV of path,label is for --labels)"
-        )
-    return _distinct(lines, file.parent)
-
-
 def from_table(paths: Sequence[str], name: str, folders: Sequence[Path]) -> Source | None:
     """Return the images of a column of paths, in its order; None if there is no such file.
 
@@ -297,70 +273,3 @@ class _Files(Encoded):
     def origin(self, i: int) -> Origin:
         path = self.file(i)
         return Origin(os.path.realpath(path) if self.real_folder is None else str(self.real_folder / self.paths[i]))
-
-
-def _distinct(lines: Iterable[str], folder: Path | None = None) -> list[tuple[str, Path]]:
-    """Return (path as written, its file), no file twice."""
-    files: dict[Path, str] = {}
-    for line in lines:
-        # File managers put quotes around a path, but a file may have them in its name.
-        quoted = re.fullmatch(r"""(["'])([^"']+)\1""", line)
-        path = quoted[2] if quoted and not os.path.lexists(located(line, folder)) else line
-        files.setdefault(located(path, folder), path)
-    return [(path, file) for file, path in files.items()]
-
-
-def located(path: str, folder: Path | None = None) -> Path:
-    """Return the absolute path: in ``folder``, unless only the current folder has such a file."""
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError as error:
-        raise DataError(f"not a possible file name: {path!a}") from error
-    # os.path.exists, because Path.exists raises for names that are too long.
-    beside = folder is not None and (os.path.exists(folder / path) or not os.path.exists(path))  # noqa: PTH110
-    return absolute(folder / path if folder is not None and beside else path)
-
-
-def absolute(path: str | Path) -> Path:
-    """Return the absolute path; unlike ``resolve()`` it does not follow a link that was named on purpose."""
-    try:
-        return Path(os.path.abspath(path))  # noqa: PTH100
-    except FileNotFoundError:
-        raise DataError("the current folder is gone: change to another folder, and try again") from None
-
-
-def _lines(content: bytes) -> list[str]:
-    """Return paths one a line (without blank lines and # comments), or separated by NUL as ``find -print0`` does."""
-    content = content.removeprefix(codecs.BOM_UTF8)
-    if content.startswith(UTF_16):  # PowerShell's redirection writes it
-        try:
-            content = content.decode("utf-16").encode()
-        except UnicodeError as error:
-            raise DataError(f"a list of paths begins as UTF-16 but is not ({error}): write it in UTF-8") from error
-    if b"\0" in content:
-        return [os.fsdecode(path) for path in content.split(b"\0") if path.strip()]
-    lines = (line.rstrip(b"\r") for line in content.split(b"\n"))
-    return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
-
-
-def _sent() -> list[str]:
-    if sys.stdin is None:
-        raise DataError("IMAGES is -, but standard input is closed: send it the paths of images, one a line")
-    # The bytes below the text, if there are any: a strict text stream fails on names that are not UTF-8.
-    raw = getattr(sys.stdin, "buffer", None)
-    try:
-        return _lines(sys.stdin.read().encode(errors="surrogateescape") if raw is None else raw.read())
-    except OSError as error:
-        raise DataError(f"cannot read standard input: {explain(error)}") from error
-
-
-def _is_text(file: Path) -> bool:
-    """Tell if the first 64 KiB are text in UTF-8 or (by the first bytes) UTF-16."""
-    with suppress(OSError, ValueError):
-        check_file(file, sys.maxsize)
-        with file.open("rb") as stream:
-            start = stream.read(1 << 16)
-        encoding = "utf-16" if start.startswith(UTF_16) else "utf-8"
-        codecs.getincrementaldecoder(encoding)().decode(start, final=len(start) < 1 << 16)
-        return True
-    return False

@@ -15,8 +15,9 @@ from PIL import Image
 from deepcluster.errors import DataError, UsageError, needing
 from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.files import absolute, from_table, listed
-from deepcluster.images.source import Numbered, Origin, Source, numbered
+from deepcluster.images.files import from_table
+from deepcluster.images.lists import absolute, read_list
+from deepcluster.images.source import Numbered, Origin, Source, row_names
 from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.texts import one_line, plural
 
@@ -248,7 +249,7 @@ def _numbers(column: Any, title: str, width: int | None, first_row: int) -> npt.
 def _images_beside(file: Path, count: int) -> Source:
     """Return the images of the rows of an .npy file, by the list or the table of the same name."""
     beside = file.with_suffix(".txt")
-    paths = [path for path, _ in listed(beside)] if beside.is_file() else None
+    paths = [path for path, _ in read_list(beside)] if beside.is_file() else None
     if paths is None and (beside := file.with_suffix(".csv")).is_file():
         with reading("the paths", beside):
             paths = [row["path"] for _, row in read_columns(beside, {"path": PATH_COLUMNS})]
@@ -264,7 +265,7 @@ def _images_of_rows(
     """
     name = Path(file).stem
     if paths is None:
-        return Source(name, "the array", numbered(count), _NoPictures(""))
+        return Source(name, "the array", row_names(count), _NoPictures(""))
     rows: dict[str, int] = {}
     for row, path in enumerate(paths):
         text = "" if path is None else str(path).removeprefix("file://").replace(os.sep, "/")  # Daft writes addresses

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-import tarfile
+import tarfile  # noqa: TID251 (reads headers)
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ _BESIDE = {
     *(".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx", ".index", ".yaml", ".yml", ".db", ".ini"),
     *("readme", "license"),
 }
-_LONGEST_NAME = 4096  # bytes: Linux's limit for a path
-_LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json
-_LONGEST_HEADER = 1 << 20  # bytes of the long names and other extensions of one member
+_MAX_NAME_BYTES = 4096  # bytes: Linux's limit for a path
+_MAX_LABEL_BYTES = 1 << 16  # bytes of a .cls or .json
+_MAX_HEADER_BYTES = 1 << 20  # bytes of the long names and other extensions of one member
 
 
 def is_shard(name: str) -> bool:
@@ -120,7 +120,7 @@ class _Members:
         self.labels: dict[str, str] = {}  # by key
         self.skipped: dict[str, Reason] = {}  # reasons by name; "" is the archive itself
         try:
-            check_file(file, sys.maxsize)
+            check_file(file)
             reason = Reason(self._read(file))
         except (OSError, ValueError) as error:
             reason = explain(error)
@@ -166,7 +166,7 @@ class _Members:
         name = "/".join(parts)
         kind = parts[-1].lower().partition(".")[2]
         if kind in ("cls", "json"):
-            if plain and member.size <= _LONGEST_LABEL:
+            if plain and member.size <= _MAX_LABEL_BYTES:
                 stream.seek(member.offset_data)
                 label = _label_in(stream.read(member.size), kind)
                 key = _key(name)
@@ -179,7 +179,7 @@ class _Members:
             reason = Reason("not read in an archive: extract it into a folder", OTHER)
         elif splitext(name)[1].lower() not in SUFFIXES:
             return
-        elif "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
+        elif "\0" in name or len(os.fsencode(name)) > _MAX_NAME_BYTES:
             reason = Reason("not a possible file name")
         elif not plain:
             reason = Reason("a link, a device or a sparse file, not read")
@@ -188,7 +188,7 @@ class _Members:
         else:
             self.images[name] = (member.offset_data, member.size)
             return
-        shown = name.replace("\0", " ")[: _LONGEST_NAME // 4]
+        shown = name.replace("\0", " ")[: _MAX_NAME_BYTES // 4]
         taken = shown in self.images or shown in self.skipped
         self.skipped[f"{shown}#{member.offset}" if taken else shown] = reason
 
@@ -255,7 +255,7 @@ class _Headers(io.BufferedReader):
     """An archive read header by header: a size in a damaged header allocates no memory."""
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= _LONGEST_HEADER:
+        if size is None or not 0 <= size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return super().read(size)
 

@@ -13,7 +13,8 @@ from typing import BinaryIO, NamedTuple, Protocol
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import DAMAGED, OTHER, RAW, Reason, decode, reads_raw, sides
+from deepcluster.images.decode import DAMAGED, OTHER, RAW, Reason, decode, sides
+from deepcluster.images.raw import reads_raw
 from deepcluster.runtime.machine import check_fits
 from deepcluster.texts import one_line, plural
 
@@ -166,18 +167,18 @@ def check_skipped(skipped: Sequence[Mapping[str, str]], most: int | None) -> Non
         )
 
 
-def numbered(count: int) -> tuple[str, ...]:
+def row_names(count: int) -> tuple[str, ...]:
     """Return paths for ``count`` images without names: numbers, which stay as they are when more images come."""
     check_fits(f"a list of {count:,} images", 64 * count, "pass fewer images")
     return tuple(map(str, range(count)))
 
 
-def real(location: str) -> str:
+def without_links(location: str) -> str:
     """Return the location, without links on the way if it is a path."""
     return os.path.realpath(location) if Path(location).is_absolute() else location
 
 
-class _Several(Items):
+class _Joined(Items):
     def __init__(self, sources: Sequence[Source]):
         self.sources = sources
         self.ends = [*accumulate(len(source.paths) for source in sources)]
@@ -208,7 +209,7 @@ def joined(sources: Sequence[Source], name: str, location: str) -> Source:
     """Return the images of several sources, one source behind the other."""
     paths = tuple(path for source in sources for path in source.paths)
     labels = tuple(label for source in sources for label in source.labels or [""] * len(source.paths))
-    return Source(name, location, paths, _Several(sources), labels if any(labels) else None)
+    return Source(name, location, paths, _Joined(sources), labels if any(labels) else None)
 
 
 def is_hidden(name: str) -> bool:
@@ -224,7 +225,7 @@ VIDEO_SUFFIXES = (".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpe
 VIDEO, SIDECAR = "video", "sidecar"
 
 
-def counted(skipped: Iterable[tuple[str, Reason]]) -> str:
+def skipped_in_words(skipped: Iterable[tuple[str, Reason]]) -> str:
     """Count (path, reason) by kind, most frequent first: ``2 damaged, 1 video``."""
     reasons = Counter(_kind(path.lower(), reason.kind) for path, reason in skipped)
     nouns = (VIDEO, SIDECAR, OTHER)

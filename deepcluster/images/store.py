@@ -22,21 +22,21 @@ from torch import Tensor
 from deepcluster.errors import DataError, DiskError
 from deepcluster.images.decode import Reason, explain, pillow_limits
 from deepcluster.images.source import Source, nothing_readable
-from deepcluster.runtime.devices import cores, in_order, pool_of
 from deepcluster.runtime.machine import available, local_world_size
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
+from deepcluster.runtime.threads import cores, in_order, pool_of
 
 Pixels = npt.NDArray[np.uint8]
 Value = TypeVar("Value")
 
 # Threads pass the interpreter on at every file operation: for tiny images that costs more than a second core
 # gains. JPEGs of 32 px came at 10,000/s from one thread and 6,300/s from two, JPEGs of 128 px at 3,500/s and 4,800/s.
-_QUICK = 0.0002  # seconds an image: this thread alone is quicker than all
-_TRIAL = 4  # images that are timed, of
-_STRETCH = 4096  # images
-_BATCH = 4  # images that a thread is given at a time: one by one costs 25 % at 32 px
-_BLOCK = 1024  # rows that move at a time
+_QUICK_SECONDS = 0.0002  # an image: below this, one thread is faster than several
+_TRIAL_IMAGES = 4  # timed at the start of each stretch
+_STRETCH_IMAGES = 4096
+_BATCH_IMAGES = 4  # given to a thread at a time: one by one costs 25 % at 32 px
+_BLOCK_ROWS = 1024  # rows that move at a time
 MEMORY_BUDGET = 4 << 30  # bytes of images in memory, at most; more go to a mapped file
 
 
@@ -91,7 +91,7 @@ def read_once(
 
     failures: dict[int, Reason] = {}
     # pillow_limits() here and not in fill(): the warning filters belong to the process, not to a thread.
-    with pillow_limits(), closing(_results(partial(_tried, fill), len(share))) as reasons:
+    with pillow_limits(), closing(_results(partial(_value_or_reason, fill), len(share))) as reasons:
         for row, reason in enumerate(reasons):
             if reason is not None:
                 failures[row] = reason
@@ -99,8 +99,8 @@ def read_once(
                 progress(row + 1, len(share))
     filled = np.array([row for row in range(len(share)) if row not in failures], np.int64)
     # Rows move to the front in place. The numbers ascend, so no row is overwritten before it has moved.
-    for start in range(min(failures, default=len(share)), len(filled), _BLOCK):
-        rows[start : min(start + _BLOCK, len(filled))] = rows[filled[start : start + _BLOCK]]
+    for start in range(min(failures, default=len(share)), len(filled), _BLOCK_ROWS):
+        rows[start : min(start + _BLOCK_ROWS, len(filled))] = rows[filled[start : start + _BLOCK_ROWS]]
     failed_here = [(source.paths[share[row]], reason, reason.kind) for row, reason in failures.items()]
     usable = [i for part in processes.all_gather_json([share[row] for row in filled.tolist()]) for i in part]
     failed = [(path, Reason(*reason)) for part in processes.all_gather_json(failed_here) for path, *reason in part]
@@ -167,14 +167,14 @@ def _results(work: Callable[[int], Value], count: int) -> Generator[Value, None,
     """Yield work(0), work(1), ... in order: by one thread a core, or by this thread if that is quicker."""
     threads = cores()
     with pool_of(threads) as pool:
-        for begin in range(0, count, _STRETCH):
-            rest = range(min(begin + _TRIAL, count), min(begin + _STRETCH, count))
+        for begin in range(0, count, _STRETCH_IMAGES):
+            rest = range(min(begin + _TRIAL_IMAGES, count), min(begin + _STRETCH_IMAGES, count))
             start = time.perf_counter()
             yield from [work(i) for i in range(begin, rest.start)]
-            if threads == 1 or time.perf_counter() - start < _QUICK * _TRIAL:
+            if threads == 1 or time.perf_counter() - start < _QUICK_SECONDS * _TRIAL_IMAGES:
                 yield from map(work, rest)
                 continue
-            batches = (rest[i : i + _BATCH] for i in range(0, len(rest), _BATCH))
+            batches = (rest[i : i + _BATCH_IMAGES] for i in range(0, len(rest), _BATCH_IMAGES))
             for reasons in in_order(pool, lambda batch: [work(i) for i in batch], batches, ahead=2 * threads):
                 yield from reasons
 
@@ -205,7 +205,7 @@ def preview(source: Source) -> tuple[int, bool]:
         looked: list[int] = []
         failures: list[tuple[str, Reason]] = []
         with pool_of(cores()) as pool:
-            results = in_order(pool, partial(_tried, look), order, 2 * cores())
+            results = in_order(pool, partial(_value_or_reason, look), order, 2 * cores())
             for i, result in zip(order, results, strict=False):
                 if isinstance(result, Reason):
                     failures.append((source.paths[i], result))
@@ -222,7 +222,7 @@ def preview(source: Source) -> tuple[int, bool]:
     return int(np.median(sides)), sum(grey) >= MIN_GREY_SHARE * len(grey)
 
 
-def _tried(work: Callable[[int], Value], i: int) -> Value | Reason:
+def _value_or_reason(work: Callable[[int], Value], i: int) -> Value | Reason:
     """Return the work's value for an image, or the reason why it is not usable."""
     try:
         return work(i)

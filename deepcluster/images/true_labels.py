@@ -1,4 +1,4 @@
-"""True labels that a user gives for images, which are known by their paths: for metrics after the fact alone."""
+"""True labels of images, from a table by their paths or from their folders. They are for metrics alone."""
 
 import csv
 import os

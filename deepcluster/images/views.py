@@ -1,4 +1,4 @@
-"""Batches for a network: the images that an epoch draws, the fixed view, and random views for training.
+"""Batches for a network: the fixed view, and random views for training.
 
 Every image of a batch gets its own crop, flip, rotation and colours; the whole batch is computed at once: one affine
 map of the sampling grid and one affine map of the colours.
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.runtime.devices import moved
+from deepcluster.runtime.ahead import to_device
 
-PART = 1 << 18  # pixels of stored images that become views at a time, on a CPU
+PIXELS_AT_ONCE = 1 << 18  # pixels of stored images that become views at a time, on a CPU
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L") uses
 
 
@@ -54,14 +54,14 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
     transforms = random_affine(count, how, random)
     # Computed on the CPU, so that nothing waits for a GPU.
     shrinking = torch.linalg.det(transforms[:, :, :2]).abs().sqrt() * (images.shape[-1] / size)
-    transforms = moved(transforms, device)
-    colours = moved(random_colours(count, how, random), device)
+    transforms = to_device(transforms, device)
+    colours = to_device(random_colours(count, how, random), device)
     views = torch.empty(count, size, size, 3, device=device).permute(0, 3, 1, 2)
     # In parts, so that intermediate results stay in the cache and reuse their memory: a fresh page costs the system
     # more than its pixels cost here. 128 images of 112 px took 34 ms at once, 8 ms in parts.
-    some = max(1, PART // images.shape[-1] ** 2) if device.type == "cpu" else max(1, count)
-    for begin in range(0, count, some):
-        part = slice(begin, begin + some)
+    rows_at_once = max(1, PIXELS_AT_ONCE // images.shape[-1] ** 2) if device.type == "cpu" else max(1, count)
+    for begin in range(0, count, rows_at_once):
+        part = slice(begin, begin + rows_at_once)
         view = _sampled(images[part].float(), sampling_grid(transforms[part], size), shrinking[part])
         torch.div(view, 255, out=views[part])
         if how.colour > 0 or how.grey > 0:
@@ -142,43 +142,3 @@ def recolour(views: Tensor, factors: Tensor) -> Tensor:
     level = grey.mean((2, 3), keepdim=True)
     grey.mul_(brightness * contrast * (1 - saturation)).add_(brightness * (1 - contrast) * level)
     return views.mul_(brightness * contrast * saturation).add_(grey).clamp_(0, 1)
-
-
-def uniform_over_clusters(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
-    """Draw image indices (int64) in random order, the same number from every non-empty cluster, +-1.
-
-    Within a cluster the images come in random order, and from the start again when they are used up, so all come
-    equally often, +-1. The draws are indices into ``labels``; compare :func:`official_draws`.
-
-    Examples:
-        >>> labels = torch.tensor([0, 0, 0, 1])
-        >>> drawn = uniform_over_clusters(labels, 6, torch.Generator())
-        >>> labels[drawn].bincount()
-        tensor([3, 3])
-    """
-    shuffled = torch.randperm(len(labels), generator=random)
-    members = shuffled[torch.argsort(labels[shuffled], stable=True)]  # in random order within a cluster
-    sizes = torch.bincount(labels)
-    starts = sizes.cumsum(0) - sizes
-    occupied = torch.nonzero(sizes).flatten()
-    quota = torch.full((len(occupied),), draws // len(occupied))
-    quota[torch.randperm(len(occupied), generator=random)[: draws % len(occupied)]] += 1
-    cluster = occupied.repeat_interleave(quota)
-    turn = torch.arange(draws) - (quota.cumsum(0) - quota).repeat_interleave(quota)
-    chosen = members[starts[cluster] + turn % sizes[cluster]]
-    return chosen[torch.randperm(draws, generator=random)]
-
-
-def official_draws(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
-    """Draw like the released DeepCluster code, for the record: it does not balance.
-
-    It draws image indices uniformly over clusters, but uses them as positions in the list of images sorted by cluster.
-    So the draws follow the sizes of the clusters, some images come many times, and others never.
-    """
-    return torch.argsort(labels, stable=True)[uniform_over_clusters(labels, draws, random)]
-
-
-def each_once(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
-    """Draw image indices without balancing: all images in random order, repeated as often as needed."""
-    epochs = -(-draws // len(labels))
-    return torch.cat([torch.randperm(len(labels), generator=random) for _ in range(epochs)])[:draws]

@@ -1,5 +1,6 @@
 """Steps 2 and 5: features out of the network, and its training on pseudo-labels."""
 
+from deepcluster.learning.draws import uniform_over_clusters
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import (
     CentroidHead,
@@ -22,4 +23,5 @@ __all__ = [
     "extract",
     "new_linear_head",
     "train_on_pseudo_labels",
+    "uniform_over_clusters",
 ]

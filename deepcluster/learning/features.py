@@ -13,8 +13,9 @@ from deepcluster.clustering.whitening import Reduction, Whitening, unit_rows
 from deepcluster.images.views import centre_crop, fixed_view
 from deepcluster.nets.fast_pass import features_pass, in_batches
 from deepcluster.nets.network import Network
+from deepcluster.runtime.ahead import prefetched, to_device
 from deepcluster.runtime.compute import FEATURES_PHASE, Compute, ignore_progress
-from deepcluster.runtime.devices import exact_float32, made_ahead, moved
+from deepcluster.runtime.devices import exact_float32
 from deepcluster.runtime.partition import Partition
 
 CROP_SHARE = 5 / 7  # of the side of an image: 160 of 224 px
@@ -71,7 +72,7 @@ def extract(
 
     def prepare(begin: int) -> tuple[int, int, Tensor]:
         batch = images[begin : begin + batch_size]
-        views = fixed_view(moved(batch, compute.device), compute.size)
+        views = fixed_view(to_device(batch, compute.device), compute.size)
         return begin, begin + len(batch), views.contiguous(memory_format=torch.channels_last)
 
     network.eval()
@@ -82,7 +83,7 @@ def extract(
             torch.autocast(compute.device.type, compute.dtype, enabled=not exact),
             exact_float32() if exact else nullcontext(),
         ):
-            for begin, end, views in made_ahead(prepare, range(0, len(images), batch_size), compute.device):
+            for begin, end, views in prefetched(prepare, range(0, len(images), batch_size), compute.device):
                 outputs = forward(views)
                 outputs = in_batches(network.embed, batch_size, outputs) if embedded else outputs
                 if begin == 0:

@@ -16,11 +16,13 @@ from torch.optim import SGD, Optimizer
 from torch.optim.swa_utils import update_bn
 
 from deepcluster.errors import ModelError, NonFiniteError, UsageError, first_line
-from deepcluster.images.views import Augmentation, fixed_view, random_views, uniform_over_clusters
+from deepcluster.images.views import Augmentation, fixed_view, random_views
+from deepcluster.learning.draws import uniform_over_clusters
 from deepcluster.learning.heads import IGNORED, CrossEntropy, Head, Loss, Outputs, new_linear_head, objective_of
 from deepcluster.nets.network import Network
+from deepcluster.runtime.ahead import prefetched, to_device
 from deepcluster.runtime.compute import TRAINING_PHASE, Compute
-from deepcluster.runtime.devices import CPU, has_bf16, made_ahead, moved
+from deepcluster.runtime.devices import CPU, has_bf16
 from deepcluster.seeding import generator, lent_global
 
 # On a CPU a step takes at most so many pixels of views at a time, but at least so many images, because backward keeps
@@ -208,7 +210,7 @@ class _Training:
         mean_loss = torch.zeros((), device=compute.device)
         # Collectives have an order, which a thread that works ahead would not keep.
         ahead_on = compute.device if processes.alone else CPU
-        for batch in made_ahead(partial(self.batch, epoch), enumerate(drawn), ahead_on):
+        for batch in prefetched(partial(self.batch, epoch), enumerate(drawn), ahead_on):
             lr = learning.lr_at(targets.round + (epoch + batch.step / steps) / learning.epochs)
             mean_loss = mean_loss + self.step(epoch, lr, batch) * (len(batch.drawn) / count)
             done = epoch * count + (batch.step + 1) * count // steps
@@ -228,10 +230,10 @@ class _Training:
         targets[new[processes.rank] :] = IGNORED
         # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
         pixels = compute.partition.get_rows(self.images.permute(0, 2, 3, 1), parts)
-        images = moved(pixels, compute.device).permute(0, 3, 1, 2)
+        images = to_device(pixels, compute.device).permute(0, 3, 1, 2)
         random = generator(self.seed, "augment", self.targets.round, epoch, step, *processes.seed_index)
         views = [random_views(images, view.size or compute.size, view, random) for view in self.learning.views]
-        return Batch(step, moved(drawn, compute.device), parts, new, views, moved(targets, compute.device))
+        return Batch(step, to_device(drawn, compute.device), parts, new, views, to_device(targets, compute.device))
 
     def step(self, epoch: int, lr: float, batch: Batch) -> Tensor:
         """Make one optimizer step, and return the loss that is reported."""
@@ -324,7 +326,7 @@ def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
     """
     last = np.unique(rows.flip(0).numpy(), return_index=True)[1]
     positions = torch.from_numpy(len(rows) - 1 - last)
-    memory[moved(rows[positions], memory.device)] = embeddings[moved(positions, embeddings.device)].to(memory)
+    memory[to_device(rows[positions], memory.device)] = embeddings[to_device(positions, embeddings.device)].to(memory)
 
 
 # Measured on 2 AMD cores with native bfloat16: the compact network takes .53 of float32's time in bfloat16,

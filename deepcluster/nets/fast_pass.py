@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deepcluster.nets.network import Network
 from deepcluster.nets.small import BatchNormAct2d, Block, Lite0
-from deepcluster.runtime.devices import in_threads
+from deepcluster.runtime.threads import in_threads
 
 # Numbers in the largest output of a layer for all images that go through it at a time, so that they stay in the cache
 # of the processor and in memory that is there already. In the first layers one image of 224 px has 1.2 million; in the

@@ -63,7 +63,7 @@ def fetch(name: str, progress: Progress = lambda *_: None) -> Path:
     repository = _repository(name)
     if repository is None:
         raise UsageError(f"timm publishes no weights for {name}: give a file: --weights FILE")
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url  # noqa: TID251 (fetch)
 
     try:
         # Asked once before: without a connection the download alone tries for half a minute.
@@ -100,7 +100,7 @@ def _in_cache(name: str) -> Path | None:
     repository = _repository(name)
     if repository is None:
         return None
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache  # noqa: TID251 (looks into the cache)
 
     try:
         path = try_to_load_from_cache(repository, FILE)
@@ -142,7 +142,7 @@ def _digest(path: Path, *state: int) -> str:
 
 def _bar(progress: Progress) -> Any:
     """Return a class of bars that pass on the progress of a download instead of drawing it."""
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # noqa: TID251
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **options: Any):
@@ -160,7 +160,7 @@ def _by_hand(name: str, repository: str) -> str:
 
 
 def _explained(error: Exception, name: str, repository: str) -> DeepClusterError:
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled  # noqa: TID251
 
     shown = _cli_name(name)
     if isinstance(error, OfflineModeIsEnabled):

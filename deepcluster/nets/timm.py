@@ -46,7 +46,7 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
     # do, without class token and registers. Of DINOv3 it averages too, but its authors take the class token.
     options |= {"global_pool": "token"} if timm_name.startswith("vit_") and "dinov3" in timm_name else {}
     with lent_global(seed, "network"), checked_size(name, image_size, errors=Exception):
-        model = timm.create_model(timm_name, num_classes=0, **options)
+        model = timm.create_model(timm_name, num_classes=0, **options)  # noqa: TID251
     return model, cast(dict[str, Any], model.default_cfg)
 
 
@@ -86,7 +86,7 @@ def published_network(state: Mapping[str, Tensor]) -> str | None:
 
     for published in PUBLISHED.values():
         with shapes_only():
-            model = timm.create_model(published.network, num_classes=0)
+            model = timm.create_model(published.network, num_classes=0)  # noqa: TID251
         shapes = {name: tensor.shape for name, tensor in in_layout_of(model, state).items()}
         if all(shapes.get(name) == tensor.shape for name, tensor in model.state_dict().items()):
             return published.name

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, ZipFile, is_zipfile
+from zipfile import ZIP_STORED, ZipFile, is_zipfile  # noqa: TID251 (reads the table of contents)
 
 import torch
 from safetensors.torch import load_file
@@ -36,7 +36,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         else:
             _check_archive(path)
             # Explicit, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except Exception as error:  # torch meets strange bytes with a dozen kinds of error
         raise ModelError(
             f"{path}: cannot be read as weights ({_reason(error)}): is it damaged? "

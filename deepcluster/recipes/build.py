@@ -17,8 +17,9 @@ from deepcluster.clustering import ClusteringStep, KMeans, Reduction
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, as_clusters, cut_features
 from deepcluster.groups.graph import Embeddings
-from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
+from deepcluster.images.views import Augmentation
 from deepcluster.learning import heads
+from deepcluster.learning.draws import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.heads import Loss
 from deepcluster.learning.training import Learning, OptimizerOf, network_precision
 from deepcluster.nets.names import MODULE

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import re
 import shlex
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -23,9 +22,8 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from deepcluster import texts
-from deepcluster.groups.tree import Parts, Tree
+from deepcluster.groups.tree import Parts
 from deepcluster.report import sections
-from deepcluster.report.charts import HEIGHT, WIDTH, training_charts
 from deepcluster.report.hints import chinese
 from deepcluster.report.pictures import Thumbnails, columns, on_sheet, sheet_step
 from deepcluster.report.sections import Values
@@ -44,16 +42,10 @@ FACTS = {
     "images": "Images",
     "images_count": "Number of images",
     "clusters": "Clusters",
-    "pseudo_labels": "Pseudo-labels",
-    "backbone": "Backbone",
-    "device": "Device",
-    "seconds": "Time",
-    "seed": "Seed",
+    "backbone": "Network",
+    "seconds": "Time of the fit",
     "version": "Version",
-    "stopped_because": "Stopped because",
 }
-# Measure in metrics.json: its name, and the word of the page that explains it.
-METRICS = {"acc": ("Accuracy", "accuracy"), "nmi": ("NMI", "nmi"), "ami": ("AMI", "ami"), "ari": ("ARI", "ari")}
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,6 @@ class RunData:
     sides: Callable[[str], Any] = lambda path: None  # width and height of an image's file; None if it is not at hand
     positions: npt.NDArray[np.float32] | None = None  # M x 2, of the images of the sheet on the map; None: no map
     next_number: int = 0  # of a new cluster; numbers below it that no cluster has now may not be given again
-    tree: Tree | None = None  # None leaves the choice of their number out
     sheet: bytes = b""  # WebP of tiny pictures of the usable images
     name: str = "RUN"  # in commands
     similar: npt.NDArray[np.int64] | None = None  # n x m: the images in the page most like these, by number there
@@ -89,16 +80,11 @@ def render(data: RunData, state: Mapping[str, Any] | None = None) -> str:
     """
     sources = STATIC if state is None else SERVED
     in_page = len(on_page(data.result.usable)[0])
-    pieces = len(data.tree.clusters) if data.tree else 0
-    charts = training_charts(data.history)
     parts: dict[str, Any] = {
         "run": _run(data),
         "clusters": _clusters(data),
         "map": None if data.positions is None or not in_page else {"images": len(data.result.usable), "shown": in_page},
-        "groups": {"most": pieces} if pieces > 2 else None,  # a slider needs two numbers of groups
-        "training": {"charts": charts, "width": WIDTH, "height": HEIGHT} if charts else None,
         "problems": sections.problems(data.skipped, data.result.usable, data.duplicates) | {"sides": data.sides},
-        "labels": _labels(data),
     }
     # Style, script and the script's data are not escaped.
     page = {
@@ -165,7 +151,7 @@ def _run(data: RunData) -> Values:
     return {
         "title": record.images,
         "images": texts.plural(len(data.result.usable), "image"),
-        "clusters": texts.plural(len(data.result.summary), "cluster"),
+        "clusters": _kinds(data.result.summary),
         "name": shlex.quote(texts.inert(data.name)),
         "facts": [(name, fact(key, entries[key])) for key, name in FACTS.items() if entries.get(key) not in (None, "")],
         "command": [words for words in re.split(" (?=-)", texts.retold(str(record.command or ""))) if words],
@@ -174,58 +160,39 @@ def _run(data: RunData) -> Values:
     }
 
 
+def _kinds(summary: Sequence[Row]) -> str:
+    """Return the number of kinds, which are clusters of one name, and that of the clusters if it is another one."""
+    clusters = texts.plural(len(summary), "cluster")
+    kinds = len({row["name"] for row in summary} - {"", *(row["cluster"] for row in summary)})
+    if not kinds:
+        return clusters
+    return texts.plural(kinds, "kind") + (f" · {clusters}" if kinds != len(summary) else "")
+
+
 def _rounds(data: RunData) -> str:
     if not data.history:
-        return "No round was trained: the clusters come from the untrained or pretrained network."
-    rounds = texts.plural(len(data.history), "round")
-    changed = texts.number(data.history[-1].get("changed"))
-    last = f"; in the last, {texts.percent(changed)} of the images changed pseudo-label" if changed is not None else ""
-    return f"{rounds} of clustering and training{last}."
+        return "The network was used as it came: it was not trained on these images."
+    return f"The network was trained on these images in {texts.plural(len(data.history), 'round')}."
 
 
 def _clusters(data: RunData) -> Values:
     ranked = sections.by_size(data.result.summary)
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
-    candidates = data.result.facts.candidates
     return {
         "sections": sections.sections(shown, data.result.usable, data.thumbnails, data.nouns),
         "count": len(data.result.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
-        "suggested": sections.suggestions(candidates, data.tree) if data.tree else [],
-    }
-
-
-def _labels(data: RunData) -> Values:
-    """Return (measure, its word, trained, at the start, difference) for every measure that the run has."""
-    metrics = data.result.metrics
-    rows = []
-    for name in filter(metrics.__contains__, METRICS):
-        trained = texts.number(metrics[name])
-        start = texts.number(metrics.get(f"baseline_{name}"))
-        gain = texts.NOTHING
-        if trained is not None and start is not None:
-            gain = f"{trained - start:+.3f}".replace("-", texts.MINUS)
-        cells = [texts.NOTHING if value is None else f"{value:.3f}" for value in (trained, start)]
-        rows.append((*METRICS[name], *cells, gain))
-    return {
-        "metrics": rows,
-        "nmi_average": metrics.get("nmi_average"),
-        "confusion": sections.confusion(data.result.usable),
     }
 
 
 def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
     """Return (id, title, number of entries) of the parts that the page has."""
-    labels = parts["labels"]
     tabs = [
         ("clusters", "Clusters", parts["clusters"]["count"], True),
         ("map", "Map", None, parts["map"]),
-        ("groups", "Number of clusters", None, parts["groups"]),
-        ("training", "Training", None, parts["training"]),
         ("problems", "Problems", parts["problems"]["count"], True),
-        ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),
         ("run", "Run", None, True),
     ]
     return [(id, title, entries) for id, title, entries, present in tabs if present]
@@ -251,7 +218,6 @@ def script_data(data: RunData, state: Mapping[str, Any] | None = None) -> str:
         ],
         "images": _images(data) if chosen else None,
         "points": _points(data.positions[::every]) if data.positions is not None and chosen else None,
-        "tree": data.tree and vars(data.tree),
     }
     return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 
@@ -285,7 +251,6 @@ def _images(data: RunData) -> Values:
     paths = [texts.inert(texts.bare(path)).rpartition("/") for path in table.column("path")]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
     labels = {label: i for i, label in enumerate(sorted({*table.column("label")}))}
-    sizes = Counter(data.result.usable.column("label"))
     numbers = {row["cluster"]: i for i, row in enumerate((*data.result.summary, {"cluster": "-1"}))}
     distances, margins = (
         np.array([texts.number(cell) or 0.0 for cell in table.column(name)]) for name in ("distance", "margin")
@@ -303,7 +268,6 @@ def _images(data: RunData) -> Values:
         "names": [name for _, _, name in paths],
         "label": _shorts([min(SCALE, labels[label]) for label in table.column("label")]) if any(labels) else None,
         "labels": [texts.inert(label) for label in labels],
-        "label_sizes": [sizes[label] for label in labels],  # of all images
         "alike": 0 if data.similar is None else data.similar.shape[1],
         "similar": None if data.similar is None else _shorts(data.similar),
         "part": None if data.part is None else _shorts(data.part),

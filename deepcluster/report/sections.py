@@ -1,17 +1,15 @@
-"""The parts of the page as values: clusters and their images, suggestions, problems, labels.
+"""The parts of the page as values: clusters and their images, and problems.
 
 Values for the templates are dicts; their keys are the names that the templates use.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy  # the parts at first use: only labels need them
 
-from deepcluster.groups.tree import Tree
 from deepcluster.report.hints import hints, weighted_nouns
 from deepcluster.report.pictures import PICTURE_CHARACTERS, Thumbnails
 from deepcluster.storage.content import Row, Table
@@ -23,7 +21,6 @@ MAX_SKIPPED = 200
 MAX_OUTLIERS = 100
 MAX_SETS = 60  # of near-duplicates
 MAX_IN_SET = 12  # images
-MAX_LABELS = 30  # labels, and clusters, in the table of both
 
 
 # Representatives depend on distances and margins, never on the pictures, so they are the same if the images have moved.
@@ -135,15 +132,6 @@ def _frequent_labels(rows: Table) -> list[tuple[str, str]]:
     ]
 
 
-def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree) -> list[Values]:
-    """Return the candidates of run.json that the merge tree can give, the best first."""
-    return [
-        {"k": int(candidate["k"]), "about": f"silhouette {figure(candidate['silhouette'])}"}
-        for candidate in candidates
-        if 1 < int(candidate["k"]) <= len(tree.clusters)
-    ]
-
-
 def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] | None) -> Values:
     """Return the rows that the page shows, and their total numbers.
 
@@ -174,30 +162,4 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
         "duplicates": None if duplicates is None else shown,
         "groups_count": len(sets),
         "duplicates_count": len(duplicates or []),
-    }
-
-
-def confusion(clusters: Table) -> Values | None:
-    """Count the most frequent labels (rows) by the largest clusters (columns), most images on the diagonal.
-
-    ``rows`` has a label, its images, and their number by cluster; ``hidden`` images are of labels or clusters that are
-    not shown. None if no row has a label.
-    """
-    counts = Counter(zip(clusters.column("label"), clusters.column("cluster"), strict=True))
-    images, sizes = Counter[str](), Counter[str]()
-    for (label, cluster), count in counts.items():
-        if label:
-            images[label] += count
-            sizes[cluster] += count
-    if not images:
-        return None
-    labels = sorted(label for label, _ in images.most_common(MAX_LABELS))
-    columns = [cluster for cluster, _ in sizes.most_common(MAX_LABELS)]
-    shown = np.array([[counts[label, cluster] for cluster in columns] for label in labels])
-    ahead = [columns[j] for j in scipy.optimize.linear_sum_assignment(shown, maximize=True)[1]]
-    order = [*ahead, *(cluster for cluster in columns if cluster not in ahead)]
-    return {
-        "clusters": order,
-        "rows": [(label, images[label], [counts[label, cluster] for cluster in order]) for label in labels],
-        "hidden": images.total() - int(shown.sum()),
     }

@@ -1,13 +1,14 @@
 """The actions of the served page: each is a change of the run, or a question about it.
 
 All take a JSON object with the ``version`` of the page. ``apply`` takes ``edits`` (as in edits.json), ``undo`` and
-``redo`` take ``steps`` (default 1), ``recut`` takes ``k``, ``teach`` and ``ask`` take ``taught``, ``export`` takes
-``sorting``, ``preview`` takes ``change``, the name of one of the changes, ``list`` takes ``cluster`` and ``order``,
-``facts`` and ``alike`` take ``rows``.
+``redo`` take ``steps`` (default 1), ``recut`` takes ``k``, ``teach`` and ``ask`` take ``taught``, ``export``, ``read``
+and ``open`` take ``sorting``, ``preview`` takes ``change``, the name of one of the changes, ``list`` takes ``clusters``
+and ``order``, ``facts`` and ``alike`` take ``rows``.
 """
 
 import os
 import re
+import webbrowser  # noqa: TID251 (the button *Open folder*)
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,7 @@ from deepcluster.recipes.flags import Sorting
 from deepcluster.runs import teach
 from deepcluster.runs.apply import by_edits
 from deepcluster.runs.change import Carried, Change, ChangeOf, by_history, preview
+from deepcluster.runs.quality import kinds_of
 from deepcluster.runs.recut import by_number
 from deepcluster.runs.run import Run
 from deepcluster.runtime.bounded import shaped
@@ -38,9 +40,11 @@ from deepcluster.storage.former import MAX_STATES
 from deepcluster.texts import bare, inert
 
 FOLDER_NAME = re.compile(r"\w([\w .()-]{0,98}[\w)])?")
+SORTED = "inventory.csv"  # of a folder of sorted images
 MAX_ROWS = 200  # a page asks about at a time
 MAX_ALIKE = 8
 MAX_SHOWN = 48  # images of a move in a preview
+MAX_FACES = 4  # images of a cluster in the preview of another number
 ORDERS: Mapping[str, Callable[[Placement, Tensor], Tensor]] = {
     "near": lambda placement, rows: placement.distance[rows],
     "far": lambda placement, rows: -placement.distance[rows],
@@ -50,6 +54,7 @@ ORDERS: Mapping[str, Callable[[Placement, Tensor], Tensor]] = {
 StepsOfPage = Annotated[int, range(1, MAX_STATES + 1)]
 ClustersOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # more take minutes
 Sort = Callable[..., Sequence[Row]]  # ``export.folders``
+Read = Callable[[Path], ChangeOf]  # ``export.read_back.by_folder``
 Request = Mapping[str, Any]
 
 
@@ -84,8 +89,8 @@ def _by_answers(request: Request) -> ChangeOf:
     return lambda _, run: teach.taught_by(run, taught.answers)
 
 
-def sort_images(folder: run_folder.RunFolder, request: Request, sort: Sort) -> dict[str, Any]:
-    """Sort the images into folders; return their place and number, and the number of images left out."""
+def _sorting(folder: run_folder.RunFolder, request: Request) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of sorted images that a page means, and its other choices."""
     choices: dict[str, Any] = {"name": default_name(folder)}
     if "sorting" in request:
         choices = shaped(request["sorting"], dict[str, str], "sorting")
@@ -98,10 +103,35 @@ def sort_images(folder: run_folder.RunFolder, request: Request, sort: Sort) -> d
         raise UsageError(f"sorted images go beside the run or beside its images, and not {where[:80]!a}")
     if unknown := choices.keys() - {"mode", "outliers", "duplicates"}:
         raise UsageError(f"the page chooses no {min(unknown)[:80]!a}")
-    rows = sort(folder.path, place / name, Sorting(**choices, overwrite=True), display=Several())
+    return place / name, choices
+
+
+def _sorted_folder(folder: run_folder.RunFolder, request: Request) -> Path:
+    place, _ = _sorting(folder, request)
+    if not (place / SORTED).is_file():  # a folder of other images would answer for each of them
+        raise UsageError(f"{place} has no sorted images: sort into it first")
+    return place
+
+
+def read_folder(request: Request, read: Read) -> ChangeOf:
+    """Return the change by what a person did in a folder of sorted images."""
+    return lambda folder, run: read(_sorted_folder(folder, request))(folder, run)
+
+
+def sort_images(folder: run_folder.RunFolder, request: Request, sort: Sort) -> dict[str, Any]:
+    """Sort the images into folders; return their place and number, and the number of images left out."""
+    place, choices = _sorting(folder, request)
+    rows = sort(folder.path, place, Sorting(**choices, overwrite=True), display=Several())
     ways = Counter(row["how"].partition(" ")[0].rstrip(":") for row in rows)
-    place_and_number = {"folder": str(place / name), "images": sum(bool(row["exported_path"]) for row in rows)}
-    return {"sorted": place_and_number | ways}
+    return {"sorted": {"folder": str(place), "images": sum(bool(row["exported_path"]) for row in rows)} | ways}
+
+
+def _open(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+    """Open the folder of sorted images in the file manager of this machine."""
+    place = _sorted_folder(folder, request)
+    if not webbrowser.open(place.as_uri()):
+        raise UsageError(f"no file manager can be opened here: the folder is {place}")
+    return {}
 
 
 def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
@@ -125,12 +155,12 @@ def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict
 
 
 def _list(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
-    """Return the rows of all images of a cluster, in an order of the page."""
-    number = shaped(request.get("cluster"), int, "cluster")
+    """Return the rows of all images of some clusters, in an order of the page."""
+    numbers: tuple[int, ...] = shaped(request.get("clusters"), tuple[int, ...], "clusters")
     order: str = shaped(request.get("order"), str, "order")
     if order not in ORDERS:
         raise UsageError(f"the order of a list is one of {', '.join(ORDERS)}, and not {order[:80]!a}")
-    rows = torch.nonzero(run.clusters == number).flatten()
+    rows = torch.nonzero(torch.isin(run.clusters, torch.tensor(numbers, dtype=torch.int64))).flatten()
     return {"rows": rows[ORDERS[order](run.placement, rows).argsort(stable=True)].tolist()}
 
 
@@ -168,25 +198,53 @@ def _alike(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str
 def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
     """Return what a change would do: ``change`` is its action, and the rest of the request is as for that action.
 
-    ``moves``: Cluster before, after, number of images, and rows of some, the most doubtful first. ``names``: Of all
-    clusters, by their numbers. ``said``: Lines by their headings. The other keys are those of ``Carried.to_json``.
+    ``moves``: Kind by its cluster, number of images that come to it, and rows of some, the most doubtful first.
+    ``faces``: Rows of some images of every cluster after a ``recut``, from the most typical one to the least typical.
+    ``names``: Of all clusters, by their numbers. The other keys are those of ``Carried.to_json``.
     """
     action = request.get("change", "teach")
     if not isinstance(action, str) or action not in CHANGES:
         raise UsageError(f"a preview is of one of {', '.join(CHANGES)}, and not of {str(action)[:80]!a}")
     change = CHANGES[action](request)(folder, run)
     return Carried(run, change).to_json() | {
-        "moves": [[*pair, count, _doubtful(run, change, *pair)] for pair, count in preview(run, change).items()],
+        "moves": _moves(run, change) if action != "recut" else [],
+        "faces": _faces(change.run) if action == "recut" else [],
         "names": change.run.model.names,
-        "said": change.lines,
         "quality": change.lines.get("Quality", ""),
     }
 
 
-def _doubtful(run: Run, change: Change, before: int, after: int) -> list[int]:
-    """Return the rows of the most doubtful images that a change moves from one cluster to another."""
-    rows = torch.nonzero((run.clusters == before) & (change.run.clusters == after)).flatten()
-    return rows[change.placement.margin[rows].argsort(stable=True)][:MAX_SHOWN].tolist()
+def _moves(run: Run, change: Change) -> list[tuple[int, int, list[int]]]:
+    """Return the moves of a change to each kind."""
+    counts = Counter[int]()
+    members: dict[int, list[int]] = {}
+    kinds = kinds_of(change.run.model.names)
+    for (_, number), count in preview(run, change).items():
+        kind = int(kinds[number]) if number >= 0 else number
+        counts[kind] += count
+        members.setdefault(kind, []).append(number)
+    after, margin = change.run.clusters, change.placement.margin
+    moved = run.clusters != after
+
+    def doubtful(numbers: list[int]) -> list[int]:
+        rows = torch.nonzero(moved & torch.isin(after, torch.tensor(numbers))).flatten()
+        return rows[margin[rows].argsort(stable=True)][:MAX_SHOWN].tolist()
+
+    return [(kind, count, doubtful(members[kind])) for kind, count in counts.most_common()]
+
+
+def _faces(run: Run) -> list[tuple[int, int, list[int]]]:
+    """Return number, size and some images of every cluster, the largest first."""
+    order = run.placement.distance.argsort(stable=True)
+    order = order[run.clusters[order] >= 0]
+    order = order[run.clusters[order].argsort(stable=True)]
+    numbers, sizes = run.clusters[order].unique_consecutive(return_counts=True)
+    members = dict(zip(numbers.tolist(), order.split(sizes.tolist()), strict=True))
+    largest = sorted(members, key=lambda number: -len(members[number]))
+    places = {
+        number: torch.linspace(0, len(rows) - 1, min(MAX_FACES, len(rows))).long() for number, rows in members.items()
+    }
+    return [(number, len(members[number]), members[number][places[number]].tolist()) for number in largest]
 
 
 CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
@@ -197,6 +255,7 @@ CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
     "teach": _by_answers,
 }
 QUESTIONS: Mapping[str, Callable[[run_folder.RunFolder, Run, Request], dict[str, Any]]] = {
+    "open": _open,
     "ask": _questions,
     "preview": _preview,
     "list": _list,

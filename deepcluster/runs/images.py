@@ -13,9 +13,9 @@ from torch import Tensor
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images import Source, find
+from deepcluster.images.data_sets import cache_folder
 from deepcluster.images.decode import Reason
 from deepcluster.images.files import from_files
-from deepcluster.images.named import cache_folder
 from deepcluster.images.source import BESIDE, LINK, joined
 from deepcluster.images.store import Store, read_once
 from deepcluster.report.pictures import GREY_LEVEL

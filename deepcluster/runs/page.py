@@ -1,4 +1,4 @@
-"""The report page of a run, and the files of its drawings: the map, the merge tree, the thumbnails."""
+"""The report page of a run, and the files of its drawings: the map, the thumbnails; and the merge tree."""
 
 import os
 import shlex
@@ -72,24 +72,18 @@ class Shown:
     centroid: Tensor  # the nearest ones of the cut (int64, M)
     counts: Tensor  # numbers of images of the fit nearest to the centroids
     all_counts: Tensor  # the same of all images
-    tree: Tree | None = None  # merge tree of the clusters; None if there are too many
 
 
 def shown_of(run: Run) -> Shown:
-    """Return the images on the sheet, and the merge tree."""
-    rows, model = run.rows, run.model
+    """Return the images on the sheet."""
     centroid = run.placement.centroid
-    tree = None
-    there = torch.nonzero(run.clusters >= 0).flatten()
+    there = run.clusters >= 0
     counts, all_counts = (
-        torch.bincount(numbers, minlength=len(model.cut.centroids))
-        for numbers in (centroid[: rows.fitted], centroid[there])
+        torch.bincount(numbers, minlength=len(run.model.cut.centroids))
+        for numbers in (centroid[: run.rows.fitted], centroid[there])
     )
-    if len(model.cut.cluster_of.unique()) <= MAX_IN_TREE:
-        tree = merge_tree(rows.reduced[there], model.cut, centroid[there], len(there) - rows.fitted)
-        tree = replace(tree, medoids=tuple(there[[*tree.medoids]].tolist()))
     shown = on_sheet(len(centroid))
-    return Shown(model, rows.reduced[shown], centroid[shown], counts, all_counts, tree)
+    return Shown(run.model, run.rows.reduced[shown], centroid[shown], counts, all_counts)
 
 
 @pillow_limits()
@@ -148,7 +142,6 @@ def page_data(
         thumbnails=thumbnails,
         positions=drawings.positions,
         next_number=len(shown.model.names),
-        tree=shown.tree,
         # In commands; absolute paths are reduced to the name, because pages get shared.
         name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
         similar=drawings.similar,
@@ -337,3 +330,13 @@ def write_tree(folder: run_folder.LockedFolder, tree: Tree | None) -> None:
         folder.write_json(TREE, {"schema_version": TREE_VERSION} | asdict(tree))
     else:
         folder.remove(TREE)
+
+
+def tree_of(run: Run) -> Tree | None:
+    """Return the merge tree of the clusters; None if there are too many."""
+    rows, cut = run.rows, run.model.cut
+    if len(cut.cluster_of.unique()) > MAX_IN_TREE:
+        return None
+    there = torch.nonzero(run.clusters >= 0).flatten()
+    tree = merge_tree(rows.reduced[there], cut, run.placement.centroid[there], len(there) - rows.fitted)
+    return replace(tree, medoids=tuple(there[[*tree.medoids]].tolist()))

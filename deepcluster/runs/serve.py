@@ -33,8 +33,17 @@ from deepcluster.errors import DataError, DeepClusterError, Stopped, UsageError
 from deepcluster.images import Source
 from deepcluster.report.page import SERVED, policy, render
 from deepcluster.report.pictures import THUMBNAIL, Picture, pictures, pictures_on, thumbnail
-from deepcluster.runs.actions import CHANGES, QUESTIONS, Sort, default_name, places_for_folders, sort_images
-from deepcluster.runs.change import REDO, UNDO, commit
+from deepcluster.runs.actions import (
+    CHANGES,
+    QUESTIONS,
+    Read,
+    Sort,
+    default_name,
+    places_for_folders,
+    read_folder,
+    sort_images,
+)
+from deepcluster.runs.change import REDO, UNDO, ChangeOf, commit
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.page import Drawings, Shown, page_data, read_drawings, read_sheet, shown_of
 from deepcluster.runs.result import Outcome, describe
@@ -51,6 +60,7 @@ from deepcluster.texts import plural, quality_text
 
 IDLE_SECONDS = 3600.0
 REST_SECONDS = 10.0  # without a request, after which report.html and the other views are made
+MAX_CHECKED = 5000  # images: some 450 rows of pictures; of more the page asks about single ones
 IMAGE_SIDE = 1600  # px of an enlarged image
 THUMBNAIL_BYTES = 8000
 REDIRECTING = "open-"  # begins the name of a folder for a page that leads to the server
@@ -84,7 +94,9 @@ def _state(folder: run_folder.RunFolder, outcome: Outcome, pictures: str) -> dic
         "version": version_of(folder),
         "pictures": pictures,
         "answers": len(outcome.run.model.said),
-        "checked": len(checked(outcome.run)),
+        "checked": checked(outcome.run),
+        "images": len(outcome.run.rows.paths),
+        "large": len(outcome.run.rows.paths) > MAX_CHECKED,
         "quality": quality_text(quality) if quality else "",
         "right": quality.get("share") if quality else None,
         "done": done,
@@ -139,10 +151,14 @@ def _images(folder: run_folder.RunFolder) -> _Images:
 class _Server(ThreadingTCPServer):
     daemon_threads = True
 
-    def __init__(self, run: Path, sort: Sort):
+    def __init__(self, run: Path, sort: Sort, read: Read):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.run = run
         self.sort = sort
+        self.changes: dict[str, Callable[[Mapping[str, Any]], ChangeOf]] = {
+            **CHANGES,
+            "read": partial(read_folder, read=read),
+        }
         self.token = secrets.token_urlsafe(16)
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.calls: Queue[tuple[Callable[[], Answer], Future[Answer]]] = Queue()
@@ -221,10 +237,10 @@ class _Server(ThreadingTCPServer):
         """Answer an action of the page: a change, or a question, which writes nothing."""
         folder = run_folder.open_run(self.run)
         with log.logged(f"the served report: {action}") if action not in QUESTIONS else nullcontext():
-            if action in CHANGES:
+            if action in self.changes:
                 with run_folder.locked(self.run) as locked:
                     run = self._checked(locked, request)
-                    change = CHANGES[action](request)(locked, run)
+                    change = self.changes[action](request)(locked, run)
                     commit(locked, run, change, Several(), self.keep)
                     self.is_behind |= change.run is not run
                 answer: dict[str, Any] = {"page": self.page_text(folder)}
@@ -300,20 +316,20 @@ class _Handler(BaseHTTPRequestHandler):
             return server.page
         length = headers.get("Content-Length", "")
         kind = headers.get("Content-Type")
-        if reads or path not in (*CHANGES, *QUESTIONS, "export"):
+        if reads or path not in (*server.changes, *QUESTIONS, "export"):
             raise Refused("no such page or action")
         if kind != "application/json" or not length.isdecimal() or int(length) > MAX_JSON:
             raise Refused(f"an action takes application/json of at most {MAX_JSON:,} bytes")
         return partial(server.act, path, shaped(parse_json(self.rfile.read(int(length))), dict, "the request"))
 
 
-def serve(run: Path, sort: Sort, show: Callable[[str], object], idle_seconds: float = IDLE_SECONDS) -> None:
+def serve(run: Path, sort: Sort, read: Read, show: Callable[[str], object], idle_seconds: float = IDLE_SECONDS) -> None:
     """Serve the report of a run until a signal comes, or until no request has come for ``idle_seconds``.
 
-    This version has just written report.html. ``sort`` sorts images into folders (``export.folders``), and ``show``
-    gets the address of the page.
+    This version has just written report.html. ``sort`` sorts images into folders (``export.folders``), ``read`` reads
+    them back (``export.read_back.by_folder``), and ``show`` gets the address of the page.
     """
-    with _Server(run, sort) as server, suppress(Stopped):
+    with _Server(run, sort, read) as server, suppress(Stopped):
         Thread(target=server.serve_forever, daemon=True).start()
         try:
             signals.check()

@@ -22,7 +22,7 @@ from deepcluster.images import Source, find
 from deepcluster.images.decode import Reason
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.own_features import read_features
-from deepcluster.images.source import check_skipped, counted, nothing_readable
+from deepcluster.images.source import check_skipped, nothing_readable, skipped_in_words
 from deepcluster.images.store import read_once
 from deepcluster.model import Model
 from deepcluster.records import Identity
@@ -155,7 +155,7 @@ def _counts_text(new: _New) -> str:
     if new.known:
         counts.append(f"{new.known:,} in the run already")
     if new.skipped:
-        kinds = counted((*new.source.skipped, *new.failed))
+        kinds = skipped_in_words((*new.source.skipped, *new.failed))
         counts.append(f"{len(new.skipped):,} skipped: {kinds}")
     return ", ".join(counts)
 

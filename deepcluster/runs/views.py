@@ -10,7 +10,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.groups.due import drift
 from deepcluster.images import Source
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.page import MAP, shown_of, write_page, write_tree
+from deepcluster.runs.page import MAP, shown_of, tree_of, write_page, write_tree
 from deepcluster.runs.result import Outcome, describe
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
@@ -44,11 +44,10 @@ def refresh(
         folder.write_json("metrics.json", outcome.metrics)
     else:
         folder.remove("metrics.json")
-    shown = shown_of(run)
-    write_tree(folder, shown.tree)
+    write_tree(folder, tree_of(run))
     if page or (page is None and (folder.has("report.html") or folder.has(MAP))):
         at_hand = source or images_at_hand(run.rows.images, Path(run.record.base))
-        write_page(folder, at_hand, outcome, shown, progress)
+        write_page(folder, at_hand, outcome, shown_of(run), progress)
     views = [name for name in FILES if FILES[name].view and name != RESULT and folder.has(name)]
     folder.write_json(RESULT, result_of(outcome) | {"shows": version_of(folder), "views": views})
     return outcome

@@ -1,28 +1,21 @@
-"""Files from strangers: plain files of bounded size, strict JSON of a known shape, digests that tell whose they are."""
+"""Bounded files, strict JSON of a known shape, and digests."""
 
 import codecs
 import hashlib
 import json
 import math
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import repeat
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, Union, get_args, get_origin, get_type_hints
-
-from deepcluster.runtime.machine import check_fits
-
-if TYPE_CHECKING:
-    from torch import Tensor, dtype
-
-MAX_TEXT = 1 << 30  # bytes of a list of paths or of labels: about 10 million
-LONGEST_LINE = 1 << 20  # characters
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 
-def check_file(path: Path, most: int) -> None:
+def check_file(path: Path, most: int = sys.maxsize) -> None:
     """Raise ValueError if ``path`` is a folder, a FIFO, a device, ..., is empty, or has more than ``most`` bytes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever, and a device need not end
@@ -33,20 +26,8 @@ def check_file(path: Path, most: int) -> None:
         raise ValueError(f"{status.st_size:,} bytes, more than the {most:,} that are read")
 
 
-def lines_of(file: TextIO) -> Iterator[str]:
-    """Yield the lines of an open file. Raise ValueError at a line longer than ``LONGEST_LINE``."""
-    while line := file.readline(LONGEST_LINE + 1):
-        if len(line) > LONGEST_LINE:
-            raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
-        yield line
-
-
-# ---- JSON and digests -----------------------------------------------------------------------------------------------
-
-
 # Python's objects take up to 25 times as much memory as the JSON they come from.
 MAX_JSON = 4 << 20  # bytes
-MAX_TENSORS = 1 << 40  # bytes
 
 
 def read_json(path: Path) -> Any:
@@ -126,48 +107,6 @@ def shaped(value: Any, kind: Any, name: str) -> Any:
     if type(value) is not kind:
         raise ValueError(f"{name} is of the wrong type")
     return value
-
-
-def read_tensors(path: Path, digest: str | None = None) -> "dict[str, Tensor]":
-    """Return the tensors of a safetensors file, mapped and not yet read, if the file has this SHA-256 (None: any).
-
-    Raises OSError, ValueError or SafetensorError with the reason, or OutOfMemoryError.
-    """
-    from safetensors.torch import load_file  # imports torch
-
-    check_file(path, MAX_TENSORS)
-    check_fits(str(path), path.stat().st_size, "use a machine with more memory")
-    tensors = load_file(path)  # checks that the header describes exactly this file, before the digest reads all of it
-    if digest is not None and digest != sha256(path):
-        raise ValueError("changed since it was written, by its SHA-256")
-    return tensors
-
-
-def check_tensors(
-    tensors: "Mapping[str, Tensor]",
-    shapes: Mapping[str, Sequence[str | int]],
-    types: "Mapping[str, dtype]",
-    **sizes: int,
-) -> None:
-    """Check that a file has exactly these tensors, of these ``shapes`` and (if not float32) ``types``.
-
-    An axis is a number, or a name that stands for one size above 0 wherever it is used; ``sizes`` are known already.
-    Raises ValueError with the reason.
-    """
-    from torch import float32
-
-    for name, axes in shapes.items():
-        if name not in tensors:
-            raise ValueError(f"{name} is missing")
-        dtype = tensors[name].dtype
-        shape = tuple(tensors[name].shape)
-        sizes = {**dict(zip(map(str, axes), shape, strict=False)), **sizes}
-        expected = tuple(axis if isinstance(axis, int) else sizes.get(axis) or axis for axis in axes)
-        kind = types.get(name, float32)
-        if (dtype, shape) != (kind, expected):
-            raise ValueError(f"{name} is {dtype} {shape} instead of {kind} ({', '.join(map(str, expected))})")
-    if unknown := sorted(tensors.keys() - shapes.keys()):
-        raise ValueError(f"unknown tensor {unknown[0][:80]!a}")
 
 
 # SHA-256 finds damage, not attackers: these can write a new digest beside a new file.

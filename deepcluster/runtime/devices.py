@@ -1,24 +1,16 @@
-"""Devices, threads, the floating-point precision, and transfers of tensors."""
+"""Devices, the floating-point precision, and the environment that a result depends on."""
 
-import ctypes
+import ctypes  # noqa: TID251 (mallopt)
 import os
 import platform
-import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from threadpoolctl import ThreadpoolController
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from deepcluster.errors import UsageError
-from deepcluster.runtime.machine import control_groups, local_world_size, versions
+from deepcluster.runtime.machine import local_world_size, versions
 
 CPU = torch.device("cpu")
 ROWS_SHARE = 0.4  # of a device's memory, for the rows to be clustered: a training step needs some as well
@@ -95,13 +87,6 @@ def _setting(owner: object, **values: object) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def moved(x: Tensor, device: torch.device) -> Tensor:
-    """Return ``x`` on ``device``; to a GPU through pinned memory, without waiting for the copy."""
-    if device.type == "cuda" and x.device.type == "cpu":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
-
-
 def holds_rows(device: torch.device, rows: int, width: int) -> bool:
     """Return whether ``device`` has float64, and room to cluster ``rows`` x ``width`` numbers.
 
@@ -145,131 +130,3 @@ def _processor() -> str:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or "unknown"
-
-
-# ---- threads --------------------------------------------------------------------------------------------------------
-
-
-Task = TypeVar("Task")
-Value = TypeVar("Value")
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use, also by the quota of a container or service."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for group in control_groups("cpu"):
-        with suppress(OSError, ValueError):  # "max" if there is no quota
-            quota, period = map(int, (group / "cpu.max").read_text().split())
-            count = min(count, max(1, -(-quota // period)))
-    return count
-
-
-def in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Task], Value], tasks: Iterable[Task], ahead: int
-) -> Iterator[Value]:
-    """Yield work(task) for all tasks in order, with at most ``ahead`` of them started and not yet taken."""
-    waiting: deque[Future[Value]] = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(work, task))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:  # after an error the rest is not needed
-            future.cancel()
-
-
-@contextmanager
-def pool_of(count: int, *, single: bool = False) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of ``count`` threads; ``single``: torch computes with one thread in each of them.
-
-    If the context is left by an exception, it does not wait for them.
-    """
-    pool = ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1) if single else None)
-    done = False
-    try:
-        yield pool
-        done = True
-    finally:
-        pool.shutdown(wait=done, cancel_futures=True)
-
-
-@lru_cache(1)  # because it takes some milliseconds
-def _libraries(_modules: int) -> ThreadpoolController:
-    """Return the libraries of threads, looked up again if a module was imported since, which may bring one."""
-    return ThreadpoolController()
-
-
-_lock = threading.Lock()
-_limits: list[Any] = []  # of BLAS, for each thread in one_thread: the first has the numbers before
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Have torch in this thread, and numpy's BLAS in all threads, compute with one thread; as before again outside.
-
-    Several threads may be inside: the last one restores BLAS's numbers. A thread that computes for the first time
-    meanwhile keeps one.
-    """
-    own = torch.get_num_threads()
-    with _lock:
-        _limits.append(_libraries(len(sys.modules)).limit(limits=1, user_api="blas"))
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(own)  # this thread's, and that of new ones
-        with _lock:
-            before = _limits.pop()
-            if not _limits:
-                before.restore_original_limits()
-
-
-def in_threads(work: Callable[[Task], Value], tasks: Iterable[Task]) -> list[Value]:
-    """Return work(task) for all tasks, a task by one thread, and as many at a time as torch has threads.
-
-    torch's own threads, and BLAS's, meet at a barrier after every operation: for small ones, two gained 5 % over one.
-    """
-    threads = torch.get_num_threads()
-    with one_thread(), pool_of(threads, single=True) as pool:
-        return [*in_order(pool, work, tasks, ahead=2 * threads)]
-
-
-def made_ahead(work: Callable[[Task], Value], tasks: Iterable[Task], device: torch.device) -> Iterator[Value]:
-    """Yield work(task) for all tasks in order, the next one made while this one is used on ``device``.
-
-    In turn on the CPU: all its cores are at work already, and a thread beside them made an optimizer step 3 to 8 %
-    slower (measured on 2 cores: 32 px and 112 px), while making a batch takes 1 to 3 % of it. On a GPU by Nvidia the
-    batches have a stream of their own, so that their copies do not wait for the step under way.
-    """
-    if device.type == "cpu":
-        yield from map(work, tasks)
-    elif device.type == "cuda":
-        yield from _on_a_stream(work, tasks, device)
-    else:
-        with pool_of(1) as pool:
-            yield from in_order(pool, work, tasks, ahead=2)
-
-
-def _on_a_stream(work: Callable[[Task], Value], tasks: Iterable[Task], device: torch.device) -> Iterator[Value]:
-    stream = torch.cuda.Stream(device)
-    used: deque[torch.cuda.Event] = deque()
-
-    def make(task: Task) -> tuple[Value, torch.cuda.Event]:
-        # Nobody waits for the GPU while it works, so the tasks made must not run away from the tasks used.
-        while len(used) > 1:
-            used.popleft().synchronize()
-        with torch.cuda.stream(stream):
-            return work(task), stream.record_event()
-
-    with pool_of(1) as pool:
-        for made, ready in in_order(pool, make, tasks, ahead=2):
-            current = torch.cuda.current_stream(device)
-            current.wait_event(ready)
-            for part in tree_leaves(made):
-                if isinstance(part, Tensor) and part.is_cuda:
-                    part.record_stream(current)  # its memory is not for the next batch before this stream is through
-            yield made
-            used.append(current.record_event())

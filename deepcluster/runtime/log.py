@@ -6,7 +6,6 @@ locks a run, and then appended, as are all later ones. A line that cannot be app
 
 import logging
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,8 +19,7 @@ from deepcluster.texts import printable
 
 LOGGER = logging.getLogger("deepcluster")
 LOGGER.addHandler(logging.NullHandler())
-# To a plain file that exists; never to the target of a link, and without waiting for the reader of a FIFO.
-APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)  # to a file that exists, and not through a link
 
 # The lines of a command so far, and the file of the run that it has locked. By thread: two threads may change two runs.
 _lines: ContextVar[list[str] | None] = ContextVar("lines", default=None)
@@ -80,6 +78,4 @@ def _append(text: str) -> None:
     with suppress(OSError):
         if (file := _file.get()) and text:
             with os.fdopen(os.open(file, APPEND), "wb", buffering=0) as stream:
-                status = os.fstat(stream.fileno())
-                if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                    stream.write(text.encode())
+                stream.write(text.encode())

@@ -13,8 +13,7 @@ from deepcluster.errors import OutOfMemoryError
 if sys.platform != "win32":
     import resource
 
-# Estimates may be above the memory really taken by this factor.
-CERTAIN = 0.7
+MIN_TAKEN_SHARE = 0.7  # of an estimate: a process takes at least so much of the memory
 
 
 def versions() -> dict[str, str | int]:
@@ -78,7 +77,7 @@ def peak_mb() -> int | None:
 def check_fits(what: str, needed: float, advice: str) -> None:
     """Raise OutOfMemoryError if ``needed`` bytes for ``what`` exceed the free memory."""
     free = available()
-    if CERTAIN * needed > free:
+    if MIN_TAKEN_SHARE * needed > free:
         raise OutOfMemoryError(f"{what} takes {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: {advice}")
 
 

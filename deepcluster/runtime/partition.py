@@ -65,7 +65,7 @@ class Partition:
     def _gathered(self, local: Tensor, receivers: range) -> Tensor:
         if self.processes.alone:
             return local
-        return self.processes.gather_rows(self._alike(local), self.sizes, receivers)
+        return self.processes.gather_rows(self._of_one_kind(local), self.sizes, receivers)
 
     def index_select(self, local: Tensor, rows: Tensor) -> Tensor:
         """Return the ``rows`` (numbers, the same on every rank), on every rank."""
@@ -75,7 +75,7 @@ class Partition:
         """Return the rows that this rank wants. ``wanted``: The row numbers of all ranks, known to all."""
         if self.processes.alone:
             return local.index_select(0, wanted[0].to(local.device))
-        local = self._alike(local)
+        local = self._of_one_kind(local)
         ends = torch.tensor([*accumulate(self.sizes)])
         owners = [torch.bucketize(numbers.contiguous(), ends, right=True) for numbers in wanted]
         rank = self.processes.rank
@@ -103,7 +103,7 @@ class Partition:
         is_local = (numbers >= self.local.start) & (numbers < self.local.stop)
         return received[is_local.to(values.device)], numbers[is_local] - self.local.start
 
-    def _alike(self, local: Tensor) -> Tensor:
+    def _of_one_kind(self, local: Tensor) -> Tensor:
         """Return ``local`` with the dtype and shape of the other ranks' rows, unknown to a rank without rows."""
         if 0 not in self.sizes:
             return local

@@ -20,7 +20,7 @@ REPEAT = ": run the same command again"
 
 _reason = ""  # of the stop, once a signal has come
 _listening = False
-_held = 0  # contexts of uninterrupted() that are open
+_uninterrupted_depth = 0  # contexts of uninterrupted() that are open
 _advice: Callable[[], str] | None = None  # returns the end of the message of a stop; None: nothing has changed so far
 
 
@@ -68,20 +68,20 @@ def _heard(number: int, frame: FrameType | None) -> None:
 
 
 def advise(advice: Callable[[], str]) -> None:
-    """Let the message of a stop end with the text that ``advice`` returns then: what there is, and what to type."""
+    """End the message of a stop with the text of ``advice``, which is asked at the stop: the state, and the command."""
     global _advice
     _advice = advice
 
 
 def changed(path: Path) -> None:
-    """Let the message of a stop say that ``path`` has changed, so that nobody repeats an undo. An advice stays."""
+    """Say in the message of a stop that ``path`` has changed, so that nobody repeats an undo. An advice stays."""
     if not _advice:
         advise(lambda: f"; {path} has changed already")
 
 
 def check() -> None:
     """Raise Stopped if a signal has come: before anything becomes final, in case the first Stopped was swallowed."""
-    if _listening and _reason and not _held:
+    if _listening and _reason and not _uninterrupted_depth:
         raise Stopped(_reason)
 
 
@@ -89,14 +89,14 @@ def check() -> None:
 def uninterrupted() -> Iterator[None]:
     """Let a signal wait for the first :func:`check` after a few lines that belong together.
 
-    A command that has nothing more to check is done, and says so.
+    If no check follows, the command ends as done.
     """
-    global _held
-    _held += 1
+    global _uninterrupted_depth
+    _uninterrupted_depth += 1
     try:
         yield
     finally:
-        _held -= 1
+        _uninterrupted_depth -= 1
 
 
 def ignore() -> None:

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from deepcluster.runtime.bounded import MAX_TEXT, check_file, lines_of
+from deepcluster.runtime.bounded import check_file
 
 CsvRow = Mapping[str, Any]
 
@@ -56,17 +56,16 @@ def read_columns(
 
     ``names``: Possible names of the column of a cell, by the key of the cell; the first one there counts. Cells
     of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column, another line has
-    more cells or the file is too large, OSError or csv.Error if it cannot be read.
+    more cells, OSError or csv.Error if it cannot be read.
     """
-    check_file(file, MAX_TEXT)
+    check_file(file)
     with file.open("rb") as start:
         is_wide = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     encoding, errors = ("utf-16", "strict") if is_wide else ("utf-8-sig", "surrogateescape")
     with file.open(encoding=encoding, errors=errors, newline="") as stream:
-        lines = lines_of(stream)
-        header_line = next(lines, "")
+        header_line = next(stream, "")
         delimiter = max(DELIMITERS, key=header_line.count)
-        reader = csv.DictReader(chain([header_line], lines), delimiter=delimiter)
+        reader = csv.DictReader(chain([header_line], stream), delimiter=delimiter)
         header = [column or "" for column in reader.fieldnames or ()]
         by_name = {column.strip().lower(): column for column in reversed(header)}
         columns = {key: next((by_name[name] for name in names[key] if name in by_name), None) for key in names}

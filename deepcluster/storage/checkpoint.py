@@ -18,10 +18,11 @@ from torch import Tensor
 
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError, first_line, other_version
 from deepcluster.records import State
-from deepcluster.runtime.bounded import json_sha256, read_json, read_tensors, sha256
+from deepcluster.runtime.bounded import json_sha256, read_json, sha256
 from deepcluster.runtime.log import warn
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.lock import is_known, own_files
+from deepcluster.storage.tensors import read_tensors
 
 SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2

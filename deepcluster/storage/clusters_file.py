@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from deepcluster.runtime.bounded import MAX_TENSORS, check_file, check_tensors, parse_json, shaped
+from deepcluster.runtime.bounded import check_file, parse_json, shaped
 from deepcluster.storage.content import Facts
+from deepcluster.storage.tensors import MAX_TENSORS, check_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

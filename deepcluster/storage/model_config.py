@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from deepcluster.errors import DeepClusterError, ModelError, OutOfMemoryError, first_line, other_version
 from deepcluster.nets.names import MODULE, NETWORKS, NO_NETWORK
 from deepcluster.records import Identity
-from deepcluster.runtime.bounded import MAX_TENSORS, check_file, json_sha256, read_json, sha256, shaped
+from deepcluster.runtime.bounded import check_file, json_sha256, read_json, sha256, shaped
 from deepcluster.storage.clusters_file import Header, header_of
 from deepcluster.storage.content import SCHEMA_VERSIONS
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.tensors import MAX_TENSORS
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -27,7 +27,7 @@ from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
-from deepcluster.runtime.bounded import check_tensors, is_run, json_sha256, read_tensors
+from deepcluster.runtime.bounded import is_run, json_sha256
 from deepcluster.storage import clusters_file
 from deepcluster.storage.clusters_file import Header, Made
 from deepcluster.storage.content import SCHEMA_VERSIONS, Facts
@@ -43,6 +43,7 @@ from deepcluster.storage.model_config import (
     read_config,
 )
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, open_run
+from deepcluster.storage.tensors import check_tensors, read_tensors
 
 MAX_CONSTANTS = 200_000_000  # bytes
 # The tensors beside the network's; see check_tensors.

@@ -189,7 +189,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Table:
     """Read a CSV file by columns. Raise ValueError if a cell or one of ``columns`` is missing."""
     # A spreadsheet puts a byte order mark in front.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(bounded.lines_of(file), strict=True)
+        reader = csv.reader(file, strict=True)
         names = next(reader, [])
         if missing := [column for column in columns if column not in names]:
             raise ValueError(f"it has no column {missing[0]}")

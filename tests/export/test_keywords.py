@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from PIL import Image
 from deepcluster.errors import DataError, DiskError
 from deepcluster.export import keywords
 from deepcluster.storage import files
-from tests.helpers.exports import hand_run, photos_run
+from tests.helpers.tiny import hand_run, photos_run
 
 TAGS = ("XMP-dc:Subject", "XMP-lr:HierarchicalSubject", "XMP-digiKam:TagsList")
 exiftool = pytest.mark.skipif(not shutil.which("exiftool"), reason="exiftool is missing")
@@ -114,11 +113,10 @@ OTHERS = {
 WHERE = dict(zip(("flat", "nested", "digikam", "iptc"), (*TAGS, "IPTC:Keywords"), strict=True))
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def with_keywords(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image for each of OTHERS with these keywords, and one of a cluster without a name."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("photos")
     for i, (name, has) in enumerate([*OTHERS.items(), ("unnamed", [("flat", "Anna")])]):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{name}.jpg")
         words = [f"-{WHERE[where]}={keyword}" for where, keyword in has]
@@ -128,31 +126,36 @@ def photos(tmp_path: Path) -> Iterator[Path]:
     return folder
 
 
+@pytest.fixture
+def tagged(with_keywords: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(with_keywords, tmp_path / "photos"))
+
+
 @exiftool
 @pytest.mark.parametrize("kind", ["", "xmp"])
-def test_no_other_keyword_is_lost_or_hidden_and_twice_changes_nothing(kind, photos, tmp_path):
+def test_no_other_keyword_is_lost_or_hidden_and_twice_changes_nothing(kind, tagged, tmp_path):
     """After a correction the keyword of the earlier table goes. An image stays as it is beside its sidecar."""
     if kind:
-        call("-o", photos / "none.jpg.xmp", "-XMP-dc:Subject=Old", "-XMP-xmp:Rating=4")
-    before, images = lists(photos, "jpg"), {file: file.read_bytes() for file in photos.glob("*.jpg")}
+        call("-o", tagged / "none.jpg.xmp", "-XMP-dc:Subject=Old", "-XMP-xmp:Rating=4")
+    before, images = lists(tagged, "jpg"), {file: file.read_bytes() for file in tagged.glob("*.jpg")}
     files: list[dict[str, bytes]] = []
     for turn, (word, other) in enumerate((("owl", "dog"), ("owl", "dog"), ("dog", "owl"), ("owl", "dog"))):
         clusters = {file.name: int(file.name == "unnamed.jpg") for file in images}
-        keywords(hand_run(tmp_path / f"{turn}", str(photos), clusters, names={0: word}), tmp_path / f"{turn}.csv")
+        keywords(hand_run(tmp_path / f"{turn}", str(tagged), clusters, names={0: word}), tmp_path / f"{turn}.csv")
         call("-@", tmp_path / f"{turn}{'-sidecars' * bool(kind)}.args")
-        now = lists(photos, kind or "jpg")
+        now = lists(tagged, kind or "jpg")
         for name in OTHERS:
             programs = zip(shown(*before[f"{name}.jpg"]), shown(*now[f"{name}.jpg{'.xmp' * bool(kind)}"]), strict=True)
             for was, has in programs:
                 lost = [one for one in was if not any(f"/{keyword}".endswith(f"/{one}") for keyword in has)]
                 assert not lost and has & {word, f"deepcluster/{word}"}, name
                 assert f"deepcluster/{other}" not in has and (other not in has or ("flat", "owl") in OTHERS[name]), name
-        files.append({name: (photos / name).read_bytes() for name in now})
+        files.append({name: (tagged / name).read_bytes() for name in now})
     assert files[0] == files[1] == files[3] != files[2]
     if kind:
         assert all(file.read_bytes() == content for file, content in images.items()) and len(now) == len(OTHERS)
-        assert call("-s3", "-Rating", "-XMP-dc:Subject", photos / "none.jpg.xmp").split() == ["4", "Old,", "owl"]
-        assert "on a leaf" in call("-XMP-dc:Description", photos / "iptc.jpg.xmp")
+        assert call("-s3", "-Rating", "-XMP-dc:Subject", tagged / "none.jpg.xmp").split() == ["4", "Old,", "owl"]
+        assert "on a leaf" in call("-XMP-dc:Description", tagged / "iptc.jpg.xmp")
     else:
         kept = {file: file.with_name(f"{file.name}_original") for file in images}
         assert {file.stem for file, former in kept.items() if not former.exists()} == {"unnamed"}

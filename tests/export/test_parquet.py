@@ -9,8 +9,7 @@ from deepcluster.report import pictures
 from deepcluster.runs.run import read_run
 from deepcluster.runs.views import refresh
 from deepcluster.runtime.console import Silent
-from tests.helpers.exports import hand_run
-from tests.helpers.tiny import writable
+from tests.helpers.tiny import hand_run, writable
 
 PATHS = ["a.png", "=1+1.png", "\udcff\n.png", "ü.png"]
 

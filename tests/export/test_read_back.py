@@ -21,21 +21,17 @@ from deepcluster.runs.update import update
 from deepcluster.storage.content import IMAGES
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import open_run
-from tests.helpers.drawings import save_drawings
-from tests.helpers.exports import photos_run, write_image
-from tests.helpers.runs import change_record
-from tests.helpers.tiny import SIZE, writable
-
-FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
+from tests.helpers.drawings import save_drawings, write_image
+from tests.helpers.runs import change_record, without_page
+from tests.helpers.tiny import SIZE, photos_run, writable
 
 
 @pytest.fixture
-def run(fitted, photos, tmp_path: Path) -> Path:
+def run(five_clusters, photos, tmp_path: Path) -> Path:
     """A copy of a run with five clusters, two of them with names, and of its images."""
-    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
-    change_record(run, base=str(shutil.copytree(photos, tmp_path / "photos")))
-    apply(run, Edits(names={0: "one/1", 3: "three"}))
-    return run
+    change_record(five_clusters, base=str(shutil.copytree(photos, tmp_path / "photos")))
+    apply(five_clusters, Edits(names={0: "one/1", 3: "three"}))
+    return without_page(five_clusters)
 
 
 def kinds(run: Path) -> dict[str, str]:
@@ -141,13 +137,8 @@ def by_hand(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "answers", "names", "others"),
     [
-        (
-            "_outliers/000-sun/a.png",
-            "003/x.png",
-            [("sea/a.png", 3, "")],
-            {},
-            [],
-        ),  # of equal images the one that is gone
+        # Of equal images the one that is gone.
+        ("_outliers/000-sun/a.png", "003/x.png", [("sea/a.png", 3, "")], {}, []),
         ("000-sun/b.png", "003/b.png", [("b.png", 3, "")], {}, []),
         ("003/d.png", "000-sun/d.png", [("d.png", 0, "sun")], {}, []),
         ("003/d.png", "_junk/002/d.png", [("d.png", 2, "")], {}, []),

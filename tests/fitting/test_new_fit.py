@@ -20,7 +20,7 @@ from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageEr
 from deepcluster.fitting.like import Former, continued, former_rows
 from deepcluster.groups.cut import Cut
 from deepcluster.images import find
-from deepcluster.images.source import BESIDE, LINK, counted
+from deepcluster.images.source import BESIDE, LINK, skipped_in_words
 from deepcluster.learning import training
 from deepcluster.model import Said
 from deepcluster.runs.apply import apply
@@ -31,20 +31,19 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.content import FILES
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.lock import own_files
-from tests.helpers.exports import write_image
+from tests.helpers.drawings import write_image
 from tests.helpers.features import normal
-from tests.helpers.in_memory import run_of
 from tests.helpers.runs import SAME, change_record, contents, record, rows, small_fit, state_of
 from tests.helpers.sandbox import with_ctrl_c
-from tests.helpers.tiny import RECORD, tiny_model, writable
+from tests.helpers.tiny import RECORD, run_of, tiny_model, writable
 
 NAMES = ("bars", "blobs", "rings")
 
 
 @pytest.fixture(scope="module")
-def named(fitted, tmp_path_factory) -> Path:
+def named(fit_once, tmp_path_factory) -> Path:
     """A run with three named clusters, one of which is junk; a fourth, 2, was merged."""
-    run = Path(shutil.copytree(fitted("-k", "4", "--rounds", "0"), tmp_path_factory.mktemp("named") / "run"))
+    run = Path(shutil.copytree(fit_once("-k", "4", "--rounds", "0"), tmp_path_factory.mktemp("named") / "run"))
     apply(run, Edits(names=dict(zip((0, 1, 3), NAMES, strict=True)), merge=((1, 2),), junk=(1,)))
     return run
 
@@ -133,7 +132,7 @@ def test_what_a_person_said_is_made_anew_and_no_number_comes_twice():
     assert text.endswith(f"{kept} dropped; 4 of 4 answers kept")
 
 
-def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fitted, photos, tmp_path, monkeypatch, ends):
+def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fit_once, photos, tmp_path, monkeypatch, ends):
     fit = ["fit", photos, "-o", tmp_path / "new", "--labels", "folders", *small_fit("--rounds", "2")]
     with monkeypatch.context() as patch:
         # The metrics before the rounds are of no cluster that a person corrected.
@@ -142,7 +141,7 @@ def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fitted, photos, tmp_pa
         ends([*fit, "--like", run], 75)
     moved = run.rename(tmp_path / "moved")
     assert "--like RUN" in ends([*fit, "--resume"], 2)
-    other = Path(shutil.copytree(fitted("-k", "3", "--rounds", "0", "--seed", "9"), run))  # at its place
+    other = Path(shutil.copytree(fit_once("-k", "3", "--rounds", "0", "--seed", "9"), run))  # at its place
     for typed in ([], ["--like", other]):
         assert record(moved)["run"] in ends([*fit, "--resume", *typed], 2)
     ends([word for word in fit if word != photos] + ["--resume", "--like", moved], 0)  # whose images it knows
@@ -275,16 +274,16 @@ def test_skipped_files_are_tried_again_while_they_exist(is_updated, tmp_path):
     source = images_of(of_images(tmp_path / "run", home, ["b.png"], added, skipped))
     assert source.paths == ("b.png", *added, "a.jpg", *(["../inbox/c.jpg"] if is_updated else []))
     assert {*source.skipped} == {*skipped.items()} - {(path, "damaged") for path in (*source.paths, "gone.jpg")}
-    assert counted(source.skipped) == "1 permission denied, 1 linked, 1 beside the shards, 1 damaged"
+    assert skipped_in_words(source.skipped) == "1 permission denied, 1 linked, 1 beside the shards, 1 damaged"
 
 
 # ---- promote --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def new(fitted, tmp_path: Path) -> Path:
+def new(fit_once, tmp_path: Path) -> Path:
     """A copy of a newer run, in another folder, with the names of ``run``."""
-    copy = Path(shutil.copytree(fitted("-k", "3", "--rounds", "0", "--seed", "9"), tmp_path / "others" / "new"))
+    copy = Path(shutil.copytree(fit_once("-k", "3", "--rounds", "0", "--seed", "9"), tmp_path / "others" / "new"))
     apply(copy, Edits(names={0: "bars", 1: "blobs", 2: "rings"}))
     return copy
 

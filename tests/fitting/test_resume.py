@@ -19,7 +19,7 @@ RESULT = ("residuals.npy", "map.npy", "tree.json", "recipe.toml", "metrics.json"
 
 @pytest.fixture(scope="module")
 def fit_of(photos, tmp_path_factory):
-    """The arguments of a fit of three rounds in a folder, which adapt a network (one from scratch: test_durability)."""
+    """The arguments of a fit of three rounds in a folder, which adapt a network (one from scratch: test_kills)."""
     weights = tmp_path_factory.mktemp("weights") / "compact.safetensors"
     save_file(build("compact", image_size=16, seed=3).body.state_dict(), weights)
     options = ["--labels", "folders", "--backbone", "compact", "--weights", weights, "--set", "view_size=0"]

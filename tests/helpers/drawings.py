@@ -48,3 +48,18 @@ def pack(shard: Path, members: Mapping[str, Path]) -> Path:
         for name, path in members.items():
             tar.add(path, name)
     return shard
+
+
+def colour(i: int) -> tuple[int, int, int]:
+    return (i * 37 % 256, i * 91 % 256, i % 256)
+
+
+def write_image(file: Path, i: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("xb") as stream:
+        Image.new("RGB", (4 + i % 3, 4), colour(i)).save(stream, "PNG")
+
+
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))

@@ -66,18 +66,14 @@ def serving(content: bytes) -> Iterator[Hub]:
         hub.shutdown()
 
 
-def keep(content: bytes, *, link: bool = True) -> Path:
-    """Put the file of ``photos`` into the cache; ``link``: by a link to its digest, or itself, as on some disks."""
+def keep(content: bytes) -> Path:
+    """Put the file of ``photos`` into the cache: itself, as on disks without links."""
     repository = Path(constants.HF_HUB_CACHE, f"models--timm--{PUBLISHED['photos'].network}")
-    digest = hashlib.sha256(content).hexdigest()
-    blob, path = repository / "blobs" / digest, repository / "snapshots" / digest[:40] / "model.safetensors"
-    reference = repository / "refs" / "main"
-    for file, written in ((blob if link else path, content), (reference, digest[:40].encode())):
+    commit = hashlib.sha256(content).hexdigest()[:40]
+    path = repository / "snapshots" / commit / "model.safetensors"
+    for file, written in ((path, content), (repository / "refs" / "main", commit.encode())):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(written)
-    if link:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(blob)
     return path
 
 

@@ -2,12 +2,18 @@
 
 import io
 import struct
+import tarfile
 import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL
 from PIL import Image, PngImagePlugin, TiffImagePlugin
+
+from deepcluster.images import Source
+from deepcluster.images.source import Numbered
 
 LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 100, "subsampling": 0}}
 
@@ -136,3 +142,86 @@ def talkative() -> dict[str, bytes]:
 # By kind: the picture of ``waves(64, 96)``, encoded by pillow-heif (our decoder cannot): plain, turned by a phone that
 # lay on its side, fully transparent.
 HEIC = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parent / "heic").iterdir())}
+
+
+def save(file: Path, colour: tuple[int, int, int] = RED, size: tuple[int, int] = (4, 3), kind: str = "PNG") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        Image.new("RGB", size, colour).save(stream, kind)
+    return file
+
+
+def colour(source: Source, i: int) -> object:
+    image = source.read(i)
+    assert image.mode == "RGB"
+    return image.getpixel((0, 0))
+
+
+Member = tuple[str | tarfile.TarInfo, bytes]
+
+
+def coloured_png(level: int = 0, side: int = 4, height: int = 5) -> bytes:
+    return stored(Image.new("RGB", (side, height), (level, 0, 255 - level)), "PNG")
+
+
+def save_tar(file: Path, members: Iterable[Member], form: int = tarfile.GNU_FORMAT) -> Path:
+    with tarfile.open(file, "w", format=form) as tar:
+        for what, content in members:
+            member = tarfile.TarInfo(what) if isinstance(what, str) else what
+            if member.type == tarfile.REGTYPE:
+                member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file
+
+
+# ---- RAW files and sources by hand ---
+
+SENSOR = 32  # px, each side
+PREVIEW = 2000 + 2 * SENSOR**2  # the preview's place in its file, at the end
+NUMBERS = {1: "B", 3: "H", 4: "L", 10: "l"}  # of numbers in a TIFF
+IDENTITY = [number for row in np.eye(3, dtype=int).tolist() for number in (row[0], 1, row[1], 1, row[2], 1)]
+
+
+def directory(at: int, tags: dict[int, tuple[int, list[int]]]) -> bytes:
+    """A directory of a TIFF that begins at ``at``, and its values behind it."""
+    entries, values = b"", b""
+    behind = at + 6 + 12 * len(tags)
+    for tag, (kind, numbers) in sorted(tags.items()):
+        data = struct.pack(f"<{len(numbers)}{NUMBERS[kind]}", *numbers)
+        count = len(numbers) // (2 if kind == 10 else 1)  # of rationals
+        cell = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<L", behind + len(values))
+        values += data if len(data) > 4 else b""
+        entries += struct.pack("<HHL", tag, kind, count) + cell
+    return struct.pack("<H", len(tags)) + entries + bytes(4) + values
+
+
+def dng(preview: Image.Image, *, jpeg: bool = True, orientation: int = 1) -> bytes:
+    """A DNG with a small sensor and a preview, a JPEG or plain colours."""
+    data = stored(preview, "JPEG", quality=95) if jpeg else preview.tobytes()
+    sensor = bytes(2 * SENSOR * SENSOR)
+    about = {
+        254: (4, [1]), 256: (4, [preview.width]), 257: (4, [preview.height]), 258: (3, [8, 8, 8]),
+        259: (3, [7 if jpeg else 1]), 262: (3, [6 if jpeg else 2]), 271: (1, [*b"Made\0"]), 273: (4, [PREVIEW]),
+        274: (3, [orientation]), 277: (3, [3]), 278: (4, [preview.height]), 279: (4, [len(data)]), 330: (4, [1000]),
+        50706: (1, [1, 4, 0, 0]), 50721: (10, IDENTITY),
+    }  # fmt: skip
+    sensor_tags = {
+        254: (4, [0]), 256: (4, [SENSOR]), 257: (4, [SENSOR]), 258: (3, [16]), 259: (3, [1]), 262: (3, [32803]),
+        273: (4, [2000]), 277: (3, [1]), 278: (4, [SENSOR]), 279: (4, [len(sensor)]), 33421: (3, [2, 2]),
+        33422: (1, [0, 1, 1, 2]),
+    }  # fmt: skip
+    head = (b"II*\0" + struct.pack("<L", 8) + directory(8, about)).ljust(1000, b"\0")
+    return (head + directory(1000, sensor_tags)).ljust(2000, b"\0") + sensor + data
+
+
+@dataclass(frozen=True)
+class Made(Numbered):
+    image: Callable[[int], Image.Image]
+
+    def read(self, i: int, size: int | None = None) -> Image.Image:
+        return self.image(i)
+
+
+def source_of(read: Callable[[int], Image.Image], count: int, skipped: tuple[tuple[str, str], ...] = ()) -> Source:
+    paths = tuple(f"{i:05}" for i in range(count))
+    return Source("test", "/place", paths, Made("/place", read), None, skipped)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepcluster.groups.tree import Tree
 from deepcluster.report.page import RunData, render
 from deepcluster.report.pictures import thumbnails
 from deepcluster.storage.content import Facts, RunRecord, Tables
@@ -101,9 +100,6 @@ def records(**changes: Any) -> RunData:
 
 
 def drawn(images: int) -> dict[str, Any]:
-    """A map, a tree of two groups and a sheet for so many images."""
-    nodes = Tree(
-        groups=(0, 0, 1), merges=((0, 1), (3, 2)), sizes=(1, 1, images - 2, 2, images), medoids=(0, 1, 2, 0, 2)
-    )
+    """A map and a sheet for so many images."""
     positions = np.arange(2 * images, dtype=np.float32).reshape(images, 2)
-    return {"positions": positions, "tree": nodes, "sheet": b"RIFF    WEBP"}
+    return {"positions": positions, "sheet": b"RIFF    WEBP"}

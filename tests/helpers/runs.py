@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,7 @@ SMALL = {
     "-k": "3", "--rounds": "1", "--image-size": "16", "--epochs": "1", "--batch-size": "16", "--pseudo-labels": "6",
     "--seed": "5", "--precision": "fp32",
 }  # fmt: skip
+FIVE_CLUSTERS = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
 OPTIONS = {"epochs": 1, "image_size": 16, "batch_size": 16, "pseudo_labels": 6, "precision": "fp32"}
 
 
@@ -72,10 +74,13 @@ def model_digest(run: Path) -> str:
     return read_summary(RunFolder(run)).digest
 
 
+def same_files(run: Path, *more: str) -> dict[str, bytes]:
+    """Return the content of the files that depend on images, options and seed alone, and in ``more``."""
+    return {name: (run / name).read_bytes() for name in (*SAME, *more)}
+
+
 def assert_same_result(one: Path, other: Path, *more: str) -> None:
-    """Assert that two runs have the same bytes in the files that depend on images, options and seed alone."""
-    for name in (*SAME, *more):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert same_files(one, *more) == same_files(other, *more)
     assert model_digest(one) == model_digest(other)
     assert (other / "report.html").stat().st_size > 10_000
 
@@ -92,6 +97,27 @@ def contents(folder: Path) -> dict[str, bytes | Path]:
         if path.is_symlink() or path.is_file()
         if path.parts[-2:] != LOCK and path.name != "log.txt"
     }
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def originals(folder: Path) -> list[tuple[object, ...]]:
+    """All that an export must leave as it is: names, inodes, times, rights, targets of links, content."""
+    entries: list[tuple[object, ...]] = []
+    for path in sorted([folder, *folder.rglob("*")], key=os.fsencode):
+        status = path.lstat()
+        content = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        entries.append((os.fsencode(path), status.st_ino, status.st_mode, status.st_mtime_ns, content))
+    return entries
+
+
+def without_page(run: Path) -> Path:
+    for name in ("report.html", "map.npy"):
+        (run / name).unlink()
+    made_current(run)  # result.json lists the others
+    return run
 
 
 def bystanders(run: Path, *, write: bool = False) -> dict[str, bytes]:

@@ -95,5 +95,5 @@ def second_device() -> Iterator[Counter[str]]:
     with pytest.MonkeyPatch.context() as patch, _Device(waits):
         patch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
         for module in (features, training):  # a thread would not know of the device
-            patch.setattr(module, "made_ahead", lambda work, tasks, device: map(work, tasks))
+            patch.setattr(module, "prefetched", lambda work, tasks, device: map(work, tasks))
         yield waits

@@ -14,6 +14,7 @@ from urllib.request import urlopen
 from PIL import Image
 
 from deepcluster.export import folders
+from deepcluster.export.read_back import by_folder
 from deepcluster.runs.serve import serve
 from deepcluster.runs.views import report
 
@@ -22,7 +23,7 @@ def serving(run: Path) -> str:
     """Serve a run until nobody has asked for ten minutes; the address of its page."""
     report(run)
     addresses: Queue[str] = Queue()
-    Thread(target=serve, args=(run, folders, addresses.put, 600), daemon=True).start()
+    Thread(target=serve, args=(run, folders, by_folder, addresses.put, 600), daemon=True).start()
     return addresses.get(timeout=60)
 
 

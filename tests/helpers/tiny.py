@@ -1,30 +1,38 @@
-"""A model that takes no training, and the means to damage it on purpose."""
+"""Runs without a fit: a model with random weights, a run as a value, and run folders; and the means to damage them."""
 
 import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.cut import Cut
-from deepcluster.model import Model
+from deepcluster.model import Model, Said
 from deepcluster.nets.network import build
 from deepcluster.records import Identity
+from deepcluster.runs.run import Rows, Run, read_run, write_features
+from deepcluster.runs.views import refresh
 from deepcluster.runtime.bounded import json_sha256, sha256
 from deepcluster.storage import clusters_file
 from deepcluster.storage import model_files as models
+from deepcluster.storage.clusters_file import Made, encoded
+from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, Facts, RunRecord, Table
+from deepcluster.storage.images_table import REJECTED, Images
 from deepcluster.storage.lock import scratch_of
 from deepcluster.storage.run_folder import LockedFolder
+from tests.helpers.drawings import write_image
 
 SIZE = 16
 WIDTH = 128  # of the features
-
-
 RUN_ID = "tiny"
+RECORD = {"schema_version": 1, "run": RUN_ID, "images": "tiny", "base": "/nowhere", "seed": 0}
 
 
 def tiny_model(names: tuple[str, ...] = ("", "b"), dims: int = 4, **changes: Any) -> Model:
@@ -48,7 +56,34 @@ def tiny_model(names: tuple[str, ...] = ("", "b"), dims: int = 4, **changes: Any
     return Model(names=names, **values | changes)
 
 
-RECORD = {"schema_version": 1, "run": RUN_ID, "images": "tiny", "base": "/nowhere", "seed": 0}
+def images_of(
+    paths: Sequence[str], *, added: int = 0, digests: Sequence[str] = (), rejected: Collection[int] = ()
+) -> Images:
+    """The table of usable images, of which the last ones came by an update, which rejected some."""
+    cells = dict.fromkeys(FILES[IMAGES].columns, [""] * len(paths))
+    cells |= {"path": [*paths], "status": ["ok"] * len(paths), "sha256": [*digests] or [""] * len(paths)}
+    cells |= {"reason": [REJECTED if row in rejected else "" for row in range(len(paths))]}
+    cells |= {"added": [""] * (len(paths) - added) + ["later"] * added}
+    return Images(Table.of_columns(cells))
+
+
+def run_of(
+    model: Model,
+    reduced: Tensor,
+    paths: Sequence[str] = (),
+    *,
+    added: int = 0,
+    digests: Sequence[str] = (),
+    rejected: Collection[int] = (),
+    seed: int = 0,
+) -> Run:
+    """A run of rows with these features; their paths are numbers, if no others are given."""
+    images = images_of(paths or [*map(str, range(len(reduced)))], added=added, digests=digests, rejected=rejected)
+    rows = Rows(images, reduced, reduced[: images.fitted], reduced.new_zeros(len(reduced)))
+    return Run(RunRecord.from_json(RECORD | {"seed": seed}), Facts(), model, rows)
+
+
+# ---- run folders ----------------------------------------------------------------------------------------------------
 
 
 def writable(path: Path) -> LockedFolder:
@@ -63,6 +98,89 @@ def tiny_run(folder: Path, **changes: Any) -> Path:
     (folder / "run.json").write_text(json.dumps(RECORD))
     models.save(tiny_model(**changes), folder / "model")
     return folder
+
+
+def save_run(run: Run, folder: Path) -> Path:
+    """Write a run into a folder: its truths, and its views but for the page."""
+    files = writable(folder)
+    files.write_record(run.record)
+    models.save(run.model, folder / "model")
+    files.write(CLUSTERS, encoded(run.model, run.facts, Made()))
+    files.write_rows(IMAGES, run.rows.images.rows)
+    files.write_rows("history.csv", [])
+    write_features(files, run.rows)
+    refresh(files, read_run(files), page=False)
+    return folder
+
+
+def hand_run(
+    folder: Path,
+    location: str,
+    clusters: Mapping[str, int],
+    *,
+    names: Mapping[int, str] | None = None,
+    junk: Sequence[int] = (),
+    skipped: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+    by: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a finished run that puts each path into a cluster; every second image is an outlier.
+
+    ``location``: The folder of the images, ``python:array``, or ``-`` for files by their paths from here.
+    """
+    names, labels, by = names or {}, labels or {}, by or {}
+    of_folder = Path(location).is_absolute()
+    about = {"base": location if of_folder else str(Path.cwd()), "of_folder": of_folder, "images": location}
+    count = max(clusters.values()) + 3  # more, for tests that change the table
+    model = tiny_model(
+        tuple(names.get(number, "") for number in range(count)),
+        dims=count,
+        junk=(*junk,),
+        fine_centroids=torch.eye(count),
+        outliers=Outliers(torch.zeros(2, WIDTH), torch.zeros(2, WIDTH, 1), 0.5),
+    )
+    rows = [
+        {"path": path, "cluster": cluster, "is_outlier": i % 2, "label": labels.get(path, ""), "by": by.get(path, "")}
+        for i, (path, cluster) in enumerate(clusters.items())
+    ]
+    rows += [{"path": path, "status": "skipped"} for path in skipped]
+    record = RunRecord.from_json(RECORD | about | {"rounds": 0, "status": "done"})
+    return save_run(_run_of_table(record, model, rows), folder)
+
+
+def write_clusters(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Let a run by hand, its truths and its views, say what these rows of clusters.csv say."""
+    run = read_run(LockedFolder(folder), takes_images=True)
+    save_run(_run_of_table(run.record, run.model, rows), folder)
+
+
+def _run_of_table(record: RunRecord, model: Model, rows: Sequence[Mapping[str, Any]]) -> Run:
+    """Return the run of a table, whose images are at the centroids of their clusters."""
+    used = [row for row in rows if row.get("status") != "skipped"]
+    table = [{"status": "ok", **row, "member": row["path"] * record.images.startswith("python:")} for row in rows]
+    cells = {name: [row.get(name, "") for row in table] for name in FILES[IMAGES].columns}
+    numbers = torch.tensor([int(row["cluster"]) for row in used])
+    said = (
+        Said(i, row["by"], int(row["cluster"]) if row["by"] == "drawn" else -1)
+        for i, row in enumerate(used)
+        if row.get("by")
+    )
+    places = torch.eye(len(model.names))
+    model = replace(model, cut=Cut(places[numbers.unique()], numbers.unique()), said=(*said,))
+    residuals = torch.tensor([float(row["is_outlier"]) for row in used])
+    return Run(
+        record, Facts(), model, Rows(Images(Table.of_columns(cells)), places[numbers], places[numbers], residuals)
+    )
+
+
+def photos_run(folder: Path, clusters: Mapping[str, int], **about: Any) -> Path:
+    """:func:`hand_run` on images that are made in ``photos``, one for each path."""
+    for i, path in enumerate(clusters):
+        write_image(folder / "photos" / path, i)
+    return hand_run(folder / "run", str(folder / "photos"), clusters, **about)
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
 
 
 def sign(folder: Path, config: dict[str, Any]) -> None:

@@ -1,10 +1,7 @@
-"""decode(): the right pixels for every colour mode, and a short reason for all that is no image; read_once()."""
+"""decode(): the right pixels for every colour mode, and a short reason for all that is no image."""
 
-import errno
 import io
-import os
 import re
-import struct
 import threading
 import time
 import warnings
@@ -12,26 +9,29 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from deepcluster.errors import DiskError
-from deepcluster.export import folders
-from deepcluster.images import Source, find, source
 from deepcluster.images import decode as decoding
-from deepcluster.images import store as storing
-from deepcluster.images.decode import FORMATS, Undecodable, accepted_formats, as_rgb, decode, pillow_limits, sides
-from deepcluster.images.source import Numbered
+from deepcluster.images import find
+from deepcluster.images.decode import (
+    FORMATS,
+    Undecodable,
+    accepted_formats,
+    as_rgb,
+    decode,
+    decoders,
+    pillow_limits,
+    sides,
+)
 from deepcluster.images.store import read_once, square
 from deepcluster.texts import one_line
 from tests.helpers import image_files
-from tests.helpers.exports import hand_run
 from tests.helpers.image_files import BLUE, GREEN, RED, WHITE, png
 
 
@@ -265,259 +265,42 @@ def test_images_of_phones(file_of: Callable[..., bytes], monkeypatch: pytest.Mon
     assert reason(whole).count("6144") == 1
 
 
+def test_a_format_of_ones_own_is_a_function_by_the_suffix_of_its_files(tmp_path: Path, monkeypatch: Any) -> None:
+    def read_text(file: Path) -> Image.Image:
+        rows = [[*map(int, line.split())] for line in file.read_text().splitlines()]
+        return Image.fromarray(np.array(rows, np.uint8))
+
+    (tmp_path / "a.GRID").write_text("0 9\n9 9\n9 9\n")
+    (tmp_path / "b.grid").write_text("no number")
+    with pytest.raises(Undecodable, match="not an image"):
+        decode(tmp_path / "a.GRID")
+    monkeypatch.setitem(decoders, ".grid", read_text)
+    assert pixels(decode(tmp_path / "a.GRID"))[:2] == [(0, 0, 0), (9, 9, 9)] and sides(tmp_path / "a.GRID") == (2, 3)
+    assert read_once(find(tmp_path), 2).skipped[0][1].startswith("cannot be decoded: invalid literal")
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 5)
+    with pytest.raises(Undecodable, match="too many pixels"):
+        decode(tmp_path / "a.GRID")
+
+
+def test_an_unusable_file_is_counted_by_its_kind_whatever_the_words() -> None:
+    whole = png(30_000, 30_000, zlib.compress(bytes(100_000)))
+    kinds = {b"": "empty", b"text": "other file", whole[:-20]: "too large", b"FUJIFILMCCD-RAW" + bytes(90): "RAW"}
+    kinds |= {stored(waves(), "PNG").getvalue()[:-1000]: "damaged"}
+    for content, kind in kinds.items():
+        with pytest.raises(Undecodable) as caught, pillow_limits():
+            decode(io.BytesIO(content))
+        assert caught.value.reason.kind == kind
+
+
+def test_a_heic_file_is_neither_its_thumbnail_nor_decoded_by_many_threads() -> None:
+    import pi_heif
+
+    accepted_formats()
+    assert (pi_heif.options.THUMBNAILS, pi_heif.options.DECODE_THREADS) == (False, 1)
+
+
 def test_a_file_that_declares_fewer_pixels_than_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = heic("plain")
     declared = whole.index(b"ispe") + 8
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     reason(whole[:declared] + (8).to_bytes(4) + (8).to_bytes(4) + whole[declared + 8 :])
-
-
-# ---- read_once(): every usable image once, in order, the same however it is done; and the central square by hand ---
-
-
-def image_of(i: int) -> Image.Image:
-    """A picture that nothing else looks like."""
-    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (9 + i % 4, 8, 3), np.uint8))
-
-
-@dataclass(frozen=True)
-class Made(Numbered):
-    image: Callable[[int], Image.Image]
-
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        return self.image(i)
-
-
-def source_of(read: Callable[[int], Image.Image], count: int, skipped: tuple[tuple[str, str], ...] = ()) -> Source:
-    paths = tuple(f"{i:05}" for i in range(count))
-    return Source("test", "/place", paths, Made("/place", read), None, skipped)
-
-
-def failing_where(bad: dict[int, Exception]) -> Callable[[int], Image.Image]:
-    def read(i: int) -> Image.Image:
-        if i in bad:
-            raise bad[i]
-        return image_of(i)
-
-    return read
-
-
-def test_the_central_square_by_hand() -> None:
-    wide = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
-    assert (square(Image.fromarray(wide), 2) == wide[:, 1:3]).all()
-    tall = np.arange(6 * 2 * 3, dtype=np.uint8).reshape(6, 2, 3)
-    assert (square(Image.fromarray(tall), 2) == tall[2:4]).all()
-    image = Image.new("RGB", (300, 100), "white")
-    image.paste("red", (100, 0, 200, 100))
-    assert (square(image, 7) == (255, 0, 0)).all()  # white beside the square does not bleed in
-    assert square(Image.new("RGB", (10_000, 1), "red"), 4).tolist() == [[[255, 0, 0]] * 4] * 4
-    checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    assert np.abs(square(Image.fromarray(checks).convert("RGB"), 8).astype(int) - 127).max() <= 2  # antialiased
-
-
-def test_rows_are_the_squares_of_the_usable_images_and_the_others_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storing, "_BLOCK", 4)  # gaps close over many blocks
-    bad = {
-        0: Undecodable("empty file"),
-        4: PermissionError(errno.EACCES, "Permission denied", "/abs/00004"),
-        11: OSError(errno.EIO, "Input/output error", "/abs/00011"),
-        12: KeyError("odd"),
-        19: RecursionError("deep\nhole"),
-    }
-    store = read_once(source_of(failing_where(bad), 20, (("00001x", "a symbolic link, not followed"),)), 8)
-    good = [i for i in range(20) if i not in bad]
-    assert store.usable == tuple(good)
-    assert [path for path, _ in store.skipped] == sorted([*(f"{i:05}" for i in bad), "00001x"])
-    assert all(reason.isprintable() and "/abs" not in reason for _, reason in store.skipped)
-    assert store.images.shape == (15, 3, 8, 8) and store.images.dtype == torch.uint8
-    assert store.images.is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(store.images.permute(0, 2, 3, 1), [square(image_of(i), 8) for i in good])
-
-
-def test_the_size_is_passed_on_and_the_limit_of_pixels_is_not_that_of_pillow(tmp_path: Path, monkeypatch) -> None:
-    y, x = np.mgrid[:256, :256]
-    Image.fromarray(np.stack([x, y, (x + y) // 2], 2).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
-    whole = square(find(tmp_path).read(0), 20)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    difference = np.abs(read_once(find(tmp_path), 20).images[0].permute(1, 2, 0).numpy().astype(int) - whole).mean()
-    assert 0 < difference < 0.8
-
-
-def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storing, "cores", lambda: 2)
-    threads, done = list[int](), list[int]()
-
-    def read(i: int) -> Image.Image:
-        threads.append(threading.get_ident())
-        time.sleep(0.001)
-        if i in (7, 60):
-            raise Undecodable("bad")
-        return Image.new("RGB", (1, 1), (i, 0, 0))
-
-    store = read_once(source_of(read, 100), 1, progress=lambda count, total: done.append(count))
-    assert store.images[:, 0, 0, 0].tolist() == [*store.usable] == [i for i in range(100) if i not in (7, 60)]
-    assert store.skipped == (("00007", "bad"), ("00060", "bad")) and done == list(range(1, 101))
-    assert sum(thread != threading.get_ident() for thread in threads) == 96  # four were timed here
-
-
-def test_a_mapped_file_holds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = source_of(failing_where({5: Undecodable("bad")}), 40)
-    needed = 40 * 8 * 8 * 3
-    monkeypatch.setattr("deepcluster.images.store.available", lambda: 3.4 * needed)
-    inside = read_once(source, 8, folder=tmp_path)
-    assert not (tmp_path / "images.u8").exists()
-    monkeypatch.setattr("deepcluster.images.store.available", lambda: 3.3 * needed)
-    outside = read_once(source, 8, folder=tmp_path)
-    assert (tmp_path / "images.u8").stat().st_size == needed
-    assert torch.equal(inside.images, outside.images) and inside.usable == outside.usable
-    assert outside.images.is_contiguous(memory_format=torch.channels_last)
-    content = np.fromfile(tmp_path / "images.u8", np.uint8, 39 * 8 * 8 * 3).reshape(39, 8, 8, 3)
-    assert (content == outside.images.permute(0, 2, 3, 1).numpy()).all()
-
-
-def test_too_large_for_memory_and_nowhere_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = source_of(image_of, 40)
-    monkeypatch.setattr("deepcluster.images.store.available", lambda: 0)
-    with pytest.raises(DiskError, match=r"images\.u8"):
-        read_once(source, 8, folder=tmp_path / "lost")
-    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(DiskError, match=os.strerror(errno.ENOSPC).lower()):
-        read_once(source, 8, folder=tmp_path)
-    with pytest.raises(MemoryError):  # is not a bad image
-        read_once(source_of(Mock(side_effect=MemoryError), 5), 8)
-
-
-# ---- RAW files of cameras: by their previews with rawpy, named without it, exported as they are ----------------------
-
-needs_rawpy = pytest.mark.skipif(not decoding.reads_raw(), reason="needs rawpy, of the extra [raw]")
-SENSOR = 32  # px, each side
-PREVIEW = 2000 + 2 * SENSOR**2  # the preview's place in its file, at the end
-NUMBERS = {1: "B", 3: "H", 4: "L", 10: "l"}  # of numbers in a TIFF
-IDENTITY = [number for row in np.eye(3, dtype=int).tolist() for number in (row[0], 1, row[1], 1, row[2], 1)]
-
-
-def directory(at: int, tags: dict[int, tuple[int, list[int]]]) -> bytes:
-    """A directory of a TIFF that begins at ``at``, and its values behind it."""
-    entries, values = b"", b""
-    behind = at + 6 + 12 * len(tags)
-    for tag, (kind, numbers) in sorted(tags.items()):
-        data = struct.pack(f"<{len(numbers)}{NUMBERS[kind]}", *numbers)
-        count = len(numbers) // (2 if kind == 10 else 1)  # of rationals
-        cell = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<L", behind + len(values))
-        values += data if len(data) > 4 else b""
-        entries += struct.pack("<HHL", tag, kind, count) + cell
-    return struct.pack("<H", len(tags)) + entries + bytes(4) + values
-
-
-def dng(preview: Image.Image, *, jpeg: bool = True, orientation: int = 1) -> bytes:
-    """A DNG with a small sensor and a preview, a JPEG or plain colours."""
-    data = image_files.stored(preview, "JPEG", quality=95) if jpeg else preview.tobytes()
-    sensor = bytes(2 * SENSOR * SENSOR)
-    about = {
-        254: (4, [1]), 256: (4, [preview.width]), 257: (4, [preview.height]), 258: (3, [8, 8, 8]),
-        259: (3, [7 if jpeg else 1]), 262: (3, [6 if jpeg else 2]), 271: (1, [*b"Made\0"]), 273: (4, [PREVIEW]),
-        274: (3, [orientation]), 277: (3, [3]), 278: (4, [preview.height]), 279: (4, [len(data)]), 330: (4, [1000]),
-        50706: (1, [1, 4, 0, 0]), 50721: (10, IDENTITY),
-    }  # fmt: skip
-    raw = {
-        254: (4, [0]), 256: (4, [SENSOR]), 257: (4, [SENSOR]), 258: (3, [16]), 259: (3, [1]), 262: (3, [32803]),
-        273: (4, [2000]), 277: (3, [1]), 278: (4, [SENSOR]), 279: (4, [len(sensor)]), 33421: (3, [2, 2]),
-        33422: (1, [0, 1, 1, 2]),
-    }  # fmt: skip
-    head = (b"II*\0" + struct.pack("<L", 8) + directory(8, about)).ljust(1000, b"\0")
-    return (head + directory(1000, raw)).ljust(2000, b"\0") + sensor + data
-
-
-@pytest.fixture
-def picture() -> Image.Image:
-    """A landscape, dark at the left."""
-    return Image.fromarray(np.linspace(0, 255, 120, dtype=np.uint8)[None, :, None].repeat(80, 0).repeat(3, 2))
-
-
-def test_without_the_extra_a_raw_file_is_named_and_not_taken_for_its_thumbnail(picture, monkeypatch):
-    monkeypatch.setattr(decoding, "reads_raw", lambda: False)
-    monkeypatch.setattr(source, "reads_raw", lambda: False)
-    starts = [
-        dng(picture, jpeg=False),
-        b"II*\0\x10\0\0\0CR\2\0",
-        b"\0\0\0\x18ftypcrx \0\0\0\1",
-        b"FUJIFILMCCD-RAW 0201",
-    ]
-    for data in starts:
-        with pytest.raises(Undecodable, match=r"RAW.*rawpy"):
-            decode(io.BytesIO(data.ljust(100, b"\0")))
-    kinds = {"a.NEF": decoding.RAW, "a.xmp": decoding.OTHER, "a.MOV": decoding.OTHER, "b": decoding.DAMAGED, "c": ""}
-    skipped = [(path, decoding.Reason("some words: and more", kind)) for path, kind in kinds.items()]
-    counts = r"1 RAW \(pip install rawpy,.*\), 1 sidecar, 1 video, 1 damaged, 1 some words"
-    assert re.fullmatch(counts, source.counted(skipped))
-
-
-@needs_rawpy
-@pytest.mark.parametrize("jpeg", [True, False])
-@pytest.mark.parametrize(
-    ("orientation", "turn"), [(1, None), (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270)]
-)
-def test_a_raw_file_is_its_preview_upright(picture, jpeg, orientation, turn):
-    file = io.BytesIO(dng(picture, jpeg=jpeg, orientation=orientation))
-    upright = picture if turn is None else picture.transpose(turn)
-    image = decode(file)
-    assert image.size == upright.size and image.mode == "RGB" and min(sides(file)) == 80
-    assert np.abs(np.asarray(image, float) - np.asarray(upright, float)).mean() < 2
-
-
-@needs_rawpy
-def test_hostile_raw_files_meet_the_limits(picture, monkeypatch):
-    data = dng(picture)
-    for end in (1100, 2000, PREVIEW):  # without the directory of the sensor, the sensor, or a preview
-        with pytest.raises(Undecodable):
-            decode(io.BytesIO(data[:end]))
-    limits = {"MAX_PIXELS": 120 * 80, "MAX_RAW_BYTES": len(data), "MAX_PREVIEW_BYTES": len(data) - PREVIEW}
-    for name, limit in limits.items():
-        with monkeypatch.context() as patch, pytest.raises(Undecodable):
-            patch.setattr(decoding, name, limit - 1)
-            decode(io.BytesIO(data))
-
-
-@needs_rawpy
-@pytest.mark.parametrize("size", [0, 1000])
-def test_libraw_reads_large_files_one_at_a_time(picture, monkeypatch, size):
-    import rawpy
-
-    data = dng(picture)
-    locked = []
-    monkeypatch.setattr(decoding, "MAX_PREVIEW_BYTES", len(data) - size)
-    read = rawpy.imread
-    monkeypatch.setattr(rawpy, "imread", lambda file: [locked.append(decoding._ALONE.locked()), read(file)][1])
-    decode(io.BytesIO(data))
-    assert locked == [size > 0] and not decoding._ALONE.locked()
-
-
-@needs_rawpy
-@pytest.mark.parametrize("jpeg", [True, False])
-@pytest.mark.parametrize("missing", [1, 100, 9000, 16000])
-def test_a_preview_is_used_only_if_all_of_it_is_in_its_file(jpeg, missing):
-    """LibRaw completes one that is cut off with memory of the process, here bytes that are in the file, too."""
-    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
-    data = dng(Image.fromarray(noise), jpeg=jpeg)
-    assert decode(io.BytesIO(data)).size == (160, 120) and len(data) - PREVIEW > 16000
-    for _ in range(2):
-        memory = [bytearray(size) for size in (5000, 12000, 30000) for _ in range(30)]
-        del memory
-        with pytest.raises(Undecodable, match="copy it again"):
-            decode(io.BytesIO(data[:-missing]))
-
-
-def test_bytes_are_found_wherever_they_lie():
-    file = io.BytesIO(bytes((1 << 20) - 2) + b"abcd" + bytes(1 << 20))
-    assert decoding._contains(file, b"abcd")  # in two blocks
-    assert decoding._contains(file, b"d\0\0")
-    assert not decoding._contains(file, b"abcde")
-
-
-@needs_rawpy
-def test_an_export_takes_a_raw_file_itself(picture, tmp_path):
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw/0.dng").write_bytes(dng(picture))
-    assert read_once(find(tmp_path / "raw"), 32).usable == (0,)
-    folders(hand_run(tmp_path / "run", str(tmp_path / "raw"), {"0.dng": 0}), tmp_path / "sorted", mode="copy")
-    assert (tmp_path / "sorted/000/0.dng").read_bytes() == dng(picture)

@@ -16,6 +16,7 @@ from deepcluster import DeepCluster
 from deepcluster.errors import UsageError
 from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request
+from deepcluster.images import duplicates
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import square
 from deepcluster.recipes.presets import read_request
@@ -57,6 +58,36 @@ def test_distances_by_hand():
     ((first, second),) = near_duplicates(torch.stack([one, other]))
     assert first == (0, 0.0)
     assert second[0] == 1 and second[1] == pytest.approx(np.sqrt(36 / 4) / 127.5, rel=0.01)
+
+
+def near(hashes: list[int], turn: int = 0) -> set[tuple[int, int]]:
+    rows = torch.from_numpy(np.array(hashes, np.uint64).view(np.int64))
+    pairs = duplicates._near_pairs(rows, torch.zeros(len(rows)), turn)
+    return {(min(pair), max(pair)) for pair in torch.cat([*pairs]).tolist()}
+
+
+def test_hashes_are_near_if_at_most_8_bits_differ_and_32_neighbours_are_compared():
+    assert near([0, 2**8 - 1]) == {(0, 1)} and near([0, 2**9 - 1]) == set()
+    assert max(other - one for one, other in near([0] * 40)) == 32
+
+
+@pytest.mark.parametrize("whole", range(4))
+def test_hashes_with_one_whole_block_of_16_bits_are_neighbours_in_one_of_the_orders(whole):
+    """Among many others, and the highest bit of each other block is wrong."""
+    hashes = np.random.default_rng(0).integers(0, 2**63, 3000, np.uint64).tolist()
+    wrong = sum(1 << 16 * block + 15 for block in range(4) if block != whole)
+    found = set().union(*(near([hashes[0] ^ wrong, *hashes], turn) for turn in duplicates.ROTATIONS_BITS))
+    assert (0, 1) in found
+
+
+def test_a_fine_pattern_counts_and_the_noise_of_a_plain_picture_does_not():
+    slope = 4 * torch.arange(16, dtype=torch.int64).expand(3, 16, 16) + 90
+    fine = 8 * (torch.arange(16)[:, None] + torch.arange(16)) % 16  # a chess board of 0 and 8 in every second pixel
+    assert near_duplicates(torch.stack([slope + fine, slope + 8 - fine]).byte()) == []
+    plain = torch.full((3, 16, 16), 90, dtype=torch.uint8)
+    noisy = plain.clone()
+    noisy[:, :, -1] += 1
+    assert [[row for row, _ in group] for group in near_duplicates(torch.stack([plain, noisy]))] == [[0, 1]]
 
 
 def test_plain_images_of_other_colours_and_drawings_are_different():

@@ -14,8 +14,9 @@ from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError
 from deepcluster.images import views as augment
-from deepcluster.images.views import Augmentation, each_once, fixed_view, random_views, uniform_over_clusters
+from deepcluster.images.views import Augmentation, fixed_view, random_views
 from deepcluster.learning import training
+from deepcluster.learning.draws import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import WithInstances, instance_loss
 from deepcluster.learning.training import network_precision
@@ -286,7 +287,7 @@ def test_every_image_of_a_cluster_comes_up_in_random_order():
 def test_the_official_sampler_by_hand():
     """Sorted by cluster the images are 1, 3, 0, 2: places 0 and 2 (cluster 1) hold images 1 and 0."""
     labels = torch.tensor([1, 0, 1, 0])
-    drawn = augment.official_draws(labels, 400, generator(0, "draw"))
+    drawn = official_draws(labels, 400, generator(0, "draw"))
     balanced = uniform_over_clusters(labels, 400, generator(0, "draw"))
     assert torch.equal(drawn, torch.tensor([1, 3, 0, 2])[balanced])
 
@@ -357,7 +358,7 @@ def test_view_of_an_image_does_not_depend_on_the_others(monkeypatch):
     assert torch.equal(first[:3], second[:3]) and first.is_contiguous(memory_format=torch.channels_last)
     same = random_views(images[:1].expand(16, -1, -1, -1), 24, how, random())
     assert len(torch.unique(same.flatten(1), dim=0)) == 16  # everyone has its own
-    monkeypatch.setattr(augment, "PART", 4 * images.shape[-1] ** 2)  # made in parts
+    monkeypatch.setattr(augment, "PIXELS_AT_ONCE", 4 * images.shape[-1] ** 2)  # made in parts
     again, other = random_views(images, 20, how, random()), random_views(images, 20, how, random(1))
     assert torch.equal(again, first) and not torch.equal(other, first)
 

@@ -19,7 +19,7 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch.nn import functional as F
 
 from deepcluster.commands.cli import run_command
-from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
+from deepcluster.errors import DeepClusterWarning, ModelError, UsageError
 from deepcluster.fitting import forecast
 from deepcluster.fitting.plan import Request, check_weights_here, choose_weights, decide
 from deepcluster.groups import choose_k
@@ -34,7 +34,7 @@ from deepcluster.recipes.presets import read_request, resolve
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.model_files import load
 from tests.helpers.drawings import save_drawings
-from tests.helpers.hub import keep, point_to, tiny_file
+from tests.helpers.hub import keep, tiny_file
 from tests.helpers.runs import record, rows
 
 
@@ -112,9 +112,8 @@ def test_a_changed_file_is_said_and_never_read(hub_cache, tmp_path, monkeypatch)
         assert local_file("photos-small") is None
 
 
-@pytest.mark.parametrize("link", [True, False])
-def test_a_file_in_the_cache_is_found_without_the_network(hub_cache, monkeypatch, link):
-    path = keep(tiny_file(), link=link)
+def test_a_file_in_the_cache_is_found_without_the_network(hub_cache, monkeypatch):
+    path = keep(tiny_file())
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was used"))
     for name in ("photos", PUBLISHED["photos"].backbone, PUBLISHED["photos"].network):
         assert local_file(name) == fetch(name) == path
@@ -155,11 +154,6 @@ FAILURES = {
         lambda hub, patch, cache: patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True), ModelError,
         "HF_HUB_OFFLINE.*--backbone photos --weights",
     ),
-    "no server": (
-        lambda hub, patch, cache: point_to("http://127.0.0.1:9", patch), ModelError,
-        r"/resolve/main/model\.safetensors.*--backbone photos --weights",
-    ),
-    "a file in place of the cache": (lambda hub, patch, cache: cache.write_text("mine"), DiskError, "HF_HOME"),
 }  # fmt: skip
 
 
@@ -175,22 +169,13 @@ def test_a_download_that_fails_leaves_no_weights(hub, hub_cache, monkeypatch, wa
     assert way != "offline" or not hub.requests
 
 
-@pytest.mark.parametrize("link", [True, False])
-def test_a_damaged_file_is_seen_and_fetched_again(hub, hub_cache, link):
-    path = keep(hub.content, link=link)
-    path.resolve().write_bytes(hub.content[:-100])
+def test_a_damaged_file_is_seen_and_fetched_again(hub, hub_cache):
+    path = keep(hub.content)
+    path.write_bytes(hub.content[:-100])
     with pytest.warns(DeepClusterWarning, match="deepcluster fetch photos"):
         assert local_file("photos") is None
     assert fetch("photos").read_bytes() == hub.content
     assert local_file("photos") == fetch("photos")
-
-
-def test_a_damaged_reference_is_as_no_file(hub, hub_cache, photos, tmp_path, ends):
-    keep(hub.content)
-    (reference,) = hub_cache.rglob("refs/main")
-    reference.write_bytes(b"\xff\xfe\0")
-    said = ends(["fit", photos, "-k", 2, "-o", tmp_path / "run", "--backbone", "photos"], 4)
-    assert "deepcluster fetch photos" in said and local_file("photos") is None
 
 
 def test_a_network_is_fetched_once_and_listed(hub, hub_cache, prints, ends):

@@ -25,8 +25,8 @@ cut_sample = partial(build.cut_sample, embed=Embeddings())
 
 
 @pytest.fixture(scope="module")
-def classic(fitted) -> Path:
-    return fitted("--recipe", "classic")
+def classic(fit_once) -> Path:
+    return fit_once("--recipe", "classic")
 
 
 def test_each_image_is_in_the_cluster_of_the_nearest_of_k_means(classic):
@@ -47,8 +47,8 @@ def test_only_classic_says_that_images_are_few(classic, finished):
 
 
 @pytest.mark.parametrize(("recipe", "centroids"), [("classic", 2), ("auto", 5)])
-def test_recut_groups_as_the_recipe_of_the_run_says(fitted, tmp_path, recipe, centroids):
-    run = Path(shutil.copytree(fitted("--recipe", recipe), tmp_path / "run"))
+def test_recut_groups_as_the_recipe_of_the_run_says(fit_once, tmp_path, recipe, centroids):
+    run = Path(shutil.copytree(fit_once("--recipe", recipe), tmp_path / "run"))
     recut(run, 2)
     groups = models.load(run).cut
     assert groups.count == 2 and len(groups.centroids) == centroids

@@ -3,13 +3,11 @@
 Needs chromium and playwright (CONTRIBUTING.md); without them it is skipped.
 """
 
-import json
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,26 +17,21 @@ from PIL import Image
 
 from deepcluster.fitting import fit as runs
 from deepcluster.fitting.plan import Request
-from deepcluster.groups.tree import nodes_at
 from deepcluster.recipes.presets import read_request
 from deepcluster.report import hints
 from deepcluster.runs.apply import apply
 from deepcluster.runs.recut import recut
-from deepcluster.runs.run import read_run
 from deepcluster.runs.serve import redirecting
 from deepcluster.runs.views import made_current
 from deepcluster.runs.views import report as write_report
 from deepcluster.runtime.tables import FORMULA, PATH, TEXT, guarded
-from deepcluster.storage.clusters_file import encoded, header_of
-from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.run_folder import locked
 from deepcluster.texts import inert
+from tests.helpers.names import FORMULAS, HARMLESS
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
 from tests.helpers.runs import rows
 from tests.helpers.serving import serving
-from tests.whole.test_names_and_streams import FORMULAS, HARMLESS
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -51,8 +44,8 @@ FLAGS = [
 HOSTILE = ["<img src=x onerror=alert(1)>.png", "<!--<script>alert(2)<b>.png", "=1+1.png"]
 QUICK = {"backbone": "compact", "rounds": 2, "epochs": 1, "image_size": 16, "pseudo_labels": 12, "precision": "fp32"}
 NAME = '"<b>Strand & Meer</b>" 🏖'
+PARTS = ["clusters", "map", "problems", "run"]
 TIMEOUT_MS = 60_000  # a busy machine is slow
-FRESH_MS = 500  # letters typed that soon after a load are no commands, which most tests cannot wait for
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +63,16 @@ def opened(
     originals: int = 0,
     loads: int = 1,
     refused: int = 0,
-    is_fresh: bool = False,
     **options: Any,
 ):
     """The report, or the page at an address, in a page of its own. Whatever it asks for or complains of fails the test
     at the end: it may ask for itself, as often as the test ``loads`` it, and for the files of the images that the test
-    enlarges (or for as many actions of a server, of which some are ``refused``). ``is_fresh``: Its time stops."""
+    enlarges (or for as many actions of a server, of which some are ``refused``)."""
     address = report if isinstance(report, str) else report.as_uri()
     asked, said = [], []
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
     context.set_default_timeout(TIMEOUT_MS)
-    if not is_fresh:
-        context.add_init_script(
-            f"const wait = setTimeout; setTimeout = (call, ms) => wait(call, ms === {FRESH_MS} ? 0 : ms)"
-        )
     page = context.new_page()
-    if is_fresh:
-        page.clock.install(time=0)
-        page.clock.pause_at(1000)
     page.on("request", lambda request: asked.append(request.url[:200]))
     page.on("console", lambda message: said.append(f"{message.text} {message.location['url']}"))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -139,6 +124,7 @@ def now(run: Path) -> list[dict[str, str]]:
 def rename(page: Any, name: str) -> None:
     """Type a name for the next cluster."""
     press(page, "j", "n")
+    page.locator(".title:focus").wait_for()
     page.keyboard.insert_text(name)
     page.keyboard.press("Enter")
 
@@ -214,13 +200,6 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def change_facts(run: Path, **values: Any) -> None:
-    """Change facts about the clusters of a run."""
-    with locked(run) as folder:
-        state, made = read_run(folder), header_of(folder.file(CLUSTERS)).made
-        folder.write(CLUSTERS, encoded(state.model, replace(state.facts, **values), made))
-
-
 @pytest.fixture
 def copied(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
@@ -229,7 +208,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
 # Visible buttons of the file that have a text.
 BUTTONS = """() => [...document.querySelectorAll("button:not(#legend *)")].filter(button => button.offsetParent)
   .map(button => button.innerText).filter(text => /[A-Za-z]/.test(text))"""
-LOOKING = {"All", "Select", "Copy", "Save", "Enlarge", "Clear"}
+LOOKING = {"All", "Select", "Save", "Enlarge", "Clear"}
 
 
 def assert_only_looking(page: Any) -> None:
@@ -240,7 +219,7 @@ def test_a_small_run(copied: Path, browser: Any, tmp_path: Path) -> None:
     apply(copied, Edits(names={0: NAME}))
     table = rows(copied / "clusters.csv")
     with opened(browser, copied / "report.html") as page:
-        parts = ["clusters", "map", "groups", "training", "problems", "labels", "run"]
+        parts = PARTS
         for tab, part in zip(page.get_by_role("tab").all(), parts, strict=True):
             tab.click()
             assert shown_part(page) == [part] and tab.get_attribute("aria-selected") == "true"
@@ -248,26 +227,14 @@ def test_a_small_run(copied: Path, browser: Any, tmp_path: Path) -> None:
         for key, part in (("ArrowRight", "clusters"), ("ArrowLeft", "run"), ("2", "map")):
             page.keyboard.press(key)
             assert shown_part(page) == [part]
-        # The slider, from the present three clusters to four, and to two.
-        page.get_by_role("tab", name="Number of clusters").click()
-        slider, sizes = page.get_by_role("slider"), page.locator("#k-groups strong")
-        assert page.locator("#k-groups .split, #k-groups .merged").count() == 0
-        for key, groups, marked, told in (("ArrowRight", 4, ".split", "split"), ("Home", 2, ".merged", "merge")):
-            slider.press(key)
-            assert slider.input_value() == str(groups) and sizes.count() == groups
-            assert page.locator(f"#k-groups {marked}").count() >= 1 and told in page.locator("#k-told").inner_text()
-            assert sum(int(text.replace(",", "")) for text in sizes.all_inner_texts()) == len(table)
         assert_only_looking(page)
         assert page.locator("#serve").inner_text() == "deepcluster report run --serve --open"
         page.locator("#tab-clusters").click()
         press(page, "j", "n", "m", "s", "x", "t", "u", "U")  # keys of the served page
         assert page.locator("dialog[open], .title, .junk").count() == 0
         assert page.locator("#cluster-1 .hints").inner_text().split() == ["perhaps", "daisy", "flower"]
-        page.evaluate("setTimeout = () => {}")  # "Copied" stays
         tiles_of(page, 0)
         assert_only_looking(page)
-        page.locator("#images").get_by_role("button", name="Copy paths").click()
-        page.locator("#images").get_by_role("button", name="Copied").wait_for()
         page.keyboard.press("Escape")
 
         # The lasso around all: every path is listed as it is, and no cell begins as a formula does.
@@ -287,11 +254,9 @@ def test_a_small_run(copied: Path, browser: Any, tmp_path: Path) -> None:
         assert not page.locator("#selection").is_visible()
         page.locator("#legend button").first.click()
         assert first_number(page.locator("#selected")) > 0
-        for colour in ("distance", "label", "cluster"):
-            page.locator(f"[name=colour][value={colour}] + span").click()
         told = page.evaluate(HOVER)
         assert all(any(name in text for text in told) for name in HOSTILE)
-        assert all(re.search(r"Cluster [012]( · .*)?\ndistance \d\.\d+", text) for text in told)
+        assert all(re.search(r"Cluster [012]( · .*)?\n", text) for text in told)
         assert page.locator("img[src=x], main script, main b").count() == 0
 
         # A place without images says so.
@@ -301,9 +266,7 @@ def test_a_small_run(copied: Path, browser: Any, tmp_path: Path) -> None:
         page.get_by_role("button", name="All", exact=True).click()
         assert not page.locator("#nowhere").is_visible()
 
-        # Sorting and filtering.
         page.locator("#tab-clusters").click()
-        page.locator("#sort").select_option("name")
         page.locator("#filter").fill("strand")
         assert [c.get_attribute("id") for c in page.locator(".cluster").all() if c.is_visible()] == ["cluster-0"]
         page.locator("#filter").press("j")  # a letter in a field is no command
@@ -369,12 +332,9 @@ def test_all_images_of_a_cluster_are_one_click_away(run: Path, browser: Any) -> 
         page.keyboard.press("Escape")
         wait_for_focus(page, 0)
         assert not page.locator("#images").is_visible()
-        # A word says what it means.
-        page.mouse.move(2, 2)  # away from the words that lie where the dialog was
-        page.locator(".marks .term").focus()
-        assert page.locator("#term-tip").inner_text().startswith("Images that are almost")
-        page.keyboard.press("Tab")
-        assert not page.locator("#term-tip").is_visible()
+        # A word leads to its meaning.
+        page.locator(".marks").click()
+        assert shown_part(page) == ["run"] and page.locator("#word-borderline").is_visible()
 
 
 def test_a_list_of_the_server_has_all_images_although_the_page_has_a_sample(
@@ -417,7 +377,7 @@ def test_an_edit_is_one_request_and_what_was_typed_stays_if_it_is_refused(copied
         apply(copied, edits)
     row_of = {path["path"].removeprefix("./"): row for row, path in enumerate(rows(copied / "clusters.csv"))}
     done: list[Any] = []
-    with opened(browser, serving(copied), originals=8, refused=7) as page:
+    with opened(browser, serving(copied), originals=7, refused=6) as page:
         sent, told = refusing(page), page.locator("#told")
 
         def refused() -> None:
@@ -447,19 +407,14 @@ def test_an_edit_is_one_request_and_what_was_typed_stays_if_it_is_refused(copied
         refused()
         page.locator("#cluster-1").get_by_role("button", name="daisy").click()
         refused()
-        page.get_by_role("tab", name="Number of clusters").click()
-        page.locator("#k-number").fill("2")
-        merged = [first_number(page.locator("#k-groups .merged span"))]
-        page.locator("#as-shown").click()
-        refused()
-        page.locator("#tab-clusters").click()
         # A list stays open with its moves, until they are made.
         tiles = tiles_of(page, 0)
         moved = [tiles.nth(place).get_attribute("title") for place in (1, 3)]
         for place in (1, 3):
             tiles.nth(place).locator(".tick").click(force=True)
         page.locator("#images").get_by_role("button", name="Move to").click()
-        page.locator("#merge-list").get_by_text("A new cluster", exact=True).click()
+        page.locator("#merge-filter").fill("new ones")
+        page.keyboard.press("Enter")
         page.locator("#images-grid :focus").wait_for()  # else Escape closes this dialog and not the one below
         page.keyboard.press("Escape")
         refused()
@@ -483,37 +438,42 @@ def test_an_edit_is_one_request_and_what_was_typed_stays_if_it_is_refused(copied
     moves = sorted([row_of[path], 4] for path in moved)
     words = [{name: value for name, value in edits.items() if name not in ("schema_version", "cut")} for edits in done]
     assert {edits["cut"] for edits in done} == {cut} and [row["cluster"] for row in now(copied)].count("4") == 2
-    *words, shown, moving = words
+    *words, moving = words
     assert words == [
         {"names": {"0": NAME}},
         {"junk": [0]},
         {"merge": [[1, 2]]},
-        {"merge": [], "split": [[1, 2]]},
+        {"split": [[1, 2]]},
         {"names": {"1": "daisy"}},
     ]
-    assert shown["merge"][0][0] == merged[0] and len(shown["merge"][0]) == 2 and shown["split"] == []
-    assert sorted(moving["move"]) == moves and moving["checked"] == []
+    assert sorted(moving["move"]) == moves and moving["checked"] == [] and moving["names"] == {"4": "new ones"}
 
 
 def test_when_the_server_is_gone_the_page_says_how_to_start_it(copied: Path, browser: Any) -> None:
     with opened(browser, serving(copied), originals=2, refused=1) as page:
         page.route("**/apply", lambda route: route.abort("connectionrefused"))
-        rename(page, NAME)
+        title = page.locator("#cluster-0 .title")
+        title.fill(NAME)
+        title.press("Enter")
         told = page.locator("#told")
         told.get_by_text("The server does not answer").wait_for()
         assert "deepcluster report run --serve --open" in told.inner_text()
         page.unroute("**/apply")  # it was asleep
-        page.keyboard.press("Enter")
+        title.press("Enter")
         told.get_by_text("Cluster 0 is now").wait_for()
         assert name_of(page, 0) == NAME
 
 
-def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, browser: Any) -> None:
+def test_sorting_asks_four_things_remembers_them_and_reads_the_folder_back(
+    run: Path, copied: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No other server of this machine is sent the choices; the path and the number left out stay on the page."""
     first, second = rows(copied / "clusters.csv")[:2]
     lines = [f"0,{each['path']},0.01" for each in (first, second)]
     (copied / "duplicates.csv").write_text("\n".join(["set,path,distance", *lines]))
-    with opened(browser, serving(copied), originals=2, loads=2) as page:
+    folders: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda folder: bool(folders.append(folder)) or len(folders) > 1)
+    with opened(browser, serving(copied), originals=7, loads=2, refused=2) as page:
         page.get_by_role("tab", name="Problems").click()
         with Image.open(run.parent / "photos" / first["path"]) as image:
             told = page.locator("#problems .alike li").first.inner_text()
@@ -532,19 +492,36 @@ def test_sorting_asks_four_things_and_remembers_them(run: Path, copied: Path, br
         told, out = page.locator("#sorted"), run.parent / "meine Bilder"
         told.get_by_text(f"{len(rows(run / 'clusters.csv')) - 1} images sorted").wait_for()
         assert str(out) in told.inner_text() and re.search(r"\b1 image ", told.inner_text())
+        page.get_by_role("button", name="Open folder").click()
+        page.locator("#told").get_by_text("no file manager").wait_for()
+        with page.expect_response(lambda reply: reply.request.method == "POST"):
+            page.get_by_role("button", name="Open folder").click()
+        assert folders == [out.as_uri()] * 2
         page.locator("#tab-clusters").click()
         rename(page, NAME)
         page.locator("#told").get_by_text("Cluster 0 is now").wait_for()
         assert str(out) in told.inner_text()
-        page.get_by_role("button", name="Sort into folders").click()
+        page.locator("#into-folders").click()
         assert not page.locator("#told").is_visible()  # behind a dialog
         page.reload()
-        page.get_by_role("button", name="Sort into folders").click()
+        page.locator("#into-folders").click()
         assert page.locator("#sort-name").input_value() == "meine Bilder"
         assert page.locator("#sort-place").input_value() == "images"
         for place in ("#sort-best", "#sort-apart", "[name=copies][value='1']"):
             assert page.locator(place).is_checked(), place
         assert not page.context.cookies()
+        page.locator("#sort-name").fill("elsewhere")
+        page.get_by_role("button", name="Read it back").click()
+        page.locator("#told").get_by_text("sort into it first").click()
+        next(path for path in sorted(out.iterdir()) if path.name.startswith("001")).rename(out / "owls")
+        page.locator("#into-folders").click()
+        page.locator("#sort-name").fill("meine Bilder")
+        page.get_by_role("button", name="Read it back").click()
+        page.locator("#told").get_by_text("1 name").wait_for()
+        assert name_of(page, 1) == "owls"
+        page.locator("#undo").click()
+        page.locator("#told").get_by_text("taken back").wait_for()
+        assert name_of(page, 1) == ""
     shutil.rmtree(out)
 
 
@@ -568,7 +545,7 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
     with opened(browser, run / "report.html", locale="zh-CN") as page:
         assert page.locator("#cluster-1 .hints").inner_text().split() == ["也许是", "雏菊", "花"]
         assert page.evaluate(ENGLISH, KNOWN) == []
-    with opened(browser, serving(copied), originals=4, refused=3, locale="zh-CN") as page:
+    with opened(browser, serving(copied), originals=5, refused=3, locale="zh-CN") as page:
         sent, refused = refusing(page), page.locator("#told").get_by_text("不")
         assert page.evaluate(ENGLISH, KNOWN) == []
         from_menu(page, 2, "merge")
@@ -597,17 +574,16 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         page.locator("#images-grid :focus").wait_for()
         assert page.evaluate(ENGLISH, KNOWN) == []
         page.keyboard.press("Escape")
-        page.locator("#teach-open").click()
+        page.locator("#names-open").click()
         assert "什么" in page.locator("#teach-title").inner_text()
         assert page.evaluate(ENGLISH, KNOWN) == []
         page.keyboard.press("Escape")
         page.get_by_role("tab", name="地图").click()
         page.locator("#legend button").first.click()
-        for part in ("label", "distance"):
-            page.locator(f"[name=colour][value={part}] + span").click()
-            assert page.evaluate(ENGLISH, KNOWN) == []
-        page.get_by_role("tab", name="组数").click()
-        page.get_by_role("slider").press("ArrowRight")
+        assert page.evaluate(ENGLISH, KNOWN) == []
+        page.keyboard.press("1")
+        page.locator("#number-open").click()
+        page.locator("#number-list li").first.wait_for()
         assert page.evaluate(ENGLISH, KNOWN) == []
     with (copied / "images.csv").open("a") as file:
         file.write("a.png,skipped,cannot be decoded: truncated,,,,,\n")
@@ -615,11 +591,14 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         rename(page, "Close")  # a name is never translated
         page.locator("#told").get_by_text("组 0 现在叫 Close。").wait_for()
         assert page.locator("table.skipped td").last.text_content() == "无法解码: truncated"
-        assert "各轮已完成" in page.locator(".facts").text_content()
+        assert "训练" in page.locator(".facts").text_content()
         assert page.locator("#cluster-0 h3").inner_text().startswith("组 0") and name_of(page, 0) == "Close"
         assert page.evaluate(ENGLISH, f"{KNOWN} Close truncated") == []
-    with opened(browser, run / "report.html", locale="de-DE") as page:
+    with opened(browser, run / "report.html", loads=2, locale="de-DE") as page:
         assert page.locator("html").get_attribute("lang") == "en"
+        page.get_by_role("button", name="中文").click()  # by hand, in this tab
+        page.locator("html[lang=zh-CN]").wait_for()
+        assert page.evaluate(ENGLISH, KNOWN + " English") == []
 
 
 def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> None:
@@ -634,7 +613,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         page.locator("#images").get_by_role("button", name="Move to").click()
         assert offered.count() == 3
         page.locator("#merge-filter").fill("dais")  # a part of a hint
-        assert [button.get_attribute("value") for button in offered.all() if button.is_visible()] == ["1"]
+        assert [button.get_attribute("value") for button in offered.all() if button.is_visible()] == ["1", "3"]
         page.locator("#merge-filter").fill("")
         page.locator("#merge-list").get_by_text("Cluster 2", exact=True).click()
         moved.get_by_text("1 image moved to cluster 2.").wait_for()
@@ -661,46 +640,35 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         assert after == before | wanted
 
 
-def test_another_number_of_groups_is_one_click(copied: Path, browser: Any) -> None:
-    """From the list of plausible numbers and from the slider; names stay, and Undo takes each back."""
-    change_facts(copied, candidates=[{"k": k, "silhouette": 0.5} for k in (3, 5)])
-    apply(copied, Edits(names={0: NAME}))
-    with opened(browser, serving(copied), originals=5) as page:
-        told, groups = page.locator("#told"), page.locator(".tabs .count").first
-        assert page.locator(".plausible summary").inner_text() == "3 clusters; 5 fits, too"
-        page.locator(".plausible summary").click()
-        changes = page.locator(".changes li")  # two clusters more, by the picture of each that splits and of its parts
-        assert all(text.split() == ["splits", "into"] for text in changes.all_inner_texts())
-        assert page.locator(".changes :is(img, canvas)").count() == 2 * changes.count() + 2
-        page.get_by_role("button", name="Make 5 clusters").click()
-        told.get_by_text("5 clusters of").wait_for()
-        assert groups.inner_text() == "5" and shown_part(page) == ["clusters"]
-        assert page.locator(".plausible button").text_content() == "Make 3 clusters"
-        page.get_by_role("tab", name="Number of clusters").click()
-        assert page.locator("#recut-now").is_disabled()
-        page.get_by_role("slider").press("Home")
-        page.locator("#recut-now").press("Enter")
-        told.get_by_text("2 clusters of").wait_for()
-        assert groups.inner_text() == "2" and shown_part(page) == ["clusters"]
-        page.locator("#undo").click()
-        told.get_by_text("taken back: 5 clusters").wait_for()
-        assert groups.inner_text() == "5"
+def test_a_finer_or_coarser_number_shows_what_it_makes(copied: Path, browser: Any) -> None:
+    with opened(browser, serving(copied), originals=7, refused=1) as page:
+        told, title, faces = page.locator("#told"), page.locator("#number-title"), page.locator("#number-list li")
+        assert page.locator("#numbers button").all_inner_texts() == ["Coarser: 2", "Finer: 6"]
+        page.get_by_role("button", name="Finer: 6").click()
+        title.get_by_text("6 clusters").wait_for()
+        page.locator("#number").get_by_role("button", name="Finer: 12").click()
+        title.get_by_text("12 clusters").wait_for()
+        sizes = [first_number(face) for face in faces.all()]
+        assert len(sizes) == 12 and sum(sizes) == len(rows(copied / "clusters.csv"))
+        assert {face.locator("img").count() for face in faces.all()} <= {1, 2, 3, 4} and not page.locator(
+            "#undo"
+        ).is_visible()
+        page.keyboard.press("Enter")
+        told.get_by_text("12 clusters of").wait_for()
+        made = sorted((first_number(size) for size in page.locator(".cluster .size").all()), reverse=True)
+        assert made == sizes and not page.locator("#number").is_visible()
         page.locator("#undo").click()
         told.get_by_text("taken back: 3 clusters").wait_for()
-        # The preview itself: a part stands behind its cluster.
-        page.get_by_role("tab", name="Number of clusters").click()
-        page.locator("#k-number").fill("40")  # more than the preview has
-        assert (
-            page.locator("#recut-now").inner_text() == "Make 40 clusters" and not page.locator("#as-shown").is_visible()
-        )
-        page.locator("#k-number").fill("4")
-        sizes = sorted(page.locator("#k-groups strong").all_inner_texts())
-        page.locator("#as-shown").click()
-        told.get_by_text("split into 2").wait_for()
-        assert sorted(text.split()[0] for text in page.locator(".cluster .size").all_inner_texts()) == sizes
-        numbers = [card.get_attribute("data-number") for card in page.locator(".cluster").all()]
-        new = max(numbers, key=int)  # numbers that an undo took back are not given again
-        assert numbers.index(new) == numbers.index(str(first_number(told))) + 1
+        rename(page, NAME)
+        told.get_by_text("is now").wait_for()
+        assert not page.locator("#numbers").is_visible()  # the steps have it from now on
+        page.locator("#number-open").click()
+        title.get_by_text("6 clusters").wait_for()
+        assert NAME in page.locator("#number-list").inner_text()
+        page.locator("#k").fill("400")
+        page.keyboard.press("Enter")
+        told.get_by_text("400").wait_for()
+        assert page.locator("#recut-now").is_disabled()
 
 
 def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: Any) -> None:
@@ -734,50 +702,30 @@ def test_edits_in_series_by_keys_and_back_to_any_of_them(copied: Path, browser: 
         assert [name_of(page, i) for i in range(3)] == ["", "", ""]
 
 
-def test_letters_typed_while_the_page_was_loaded_are_no_commands(copied: Path, browser: Any) -> None:
-    with opened(browser, serving(copied), is_fresh=True) as page:
-        page.locator("#cluster-0 .call").click()
-        for key in ("s", "x", "?", "t"):
-            page.keyboard.press(key)
-        assert page.locator("dialog[open], .cluster.junk").count() == 0
-        page.locator("#cluster-0 .title").fill("s")  # in a field they are text
-        page.keyboard.press("Escape")
-        page.clock.run_for(FRESH_MS)
-        page.keyboard.press("s")
-        assert page.locator("#split").is_visible()
-
-
-def test_more_than_twelve_clusters_are_gathered_by_the_merge_tree(copied: Path, browser: Any) -> None:
-    recut(copied, 13)
-    tree = json.loads((copied / "tree.json").read_text())
-    nodes = nodes_at(len(tree["clusters"]), tree["merges"], 4).values()  # the root of 13
-    alike = [sorted({tree["clusters"][piece] for piece in inside}) for inside in nodes]
+def test_clusters_of_one_name_are_a_kind_with_one_card_one_list_and_one_digit(copied: Path, browser: Any) -> None:
+    recut(copied, 6)
+    sizes = Counter(row["cluster"] for row in rows(copied / "clusters.csv"))
+    apply(copied, Edits(names={1: "twins", 4: "twins", 2: "other"}, junk=(5,)))
     with opened(browser, serving(copied), originals=1) as page:
-        groups = page.locator("#cluster-list > .group")
-        inside = [
-            [int(card.get_attribute("data-number")) for card in group.locator(".cluster").all()]
-            for group in groups.all()
-        ]
-        assert sorted(inside) == sorted(each for each in alike if len(each) > 1) and len(inside) > 1
-        first, second = inside[0][0], inside[1][0]
-        assert not page.locator(f"#cluster-{first}").is_visible()
-        assert 2 <= groups.nth(0).locator("> summary img:visible").count() <= 12
-        groups.nth(1).locator("> summary").click()
-        rename(page, NAME)
-        page.locator("#told").get_by_text("is now").wait_for()
-        assert NAME in groups.nth(0).locator("> summary").inner_text()
-        assert page.locator(f"#cluster-{first}").is_visible()
-        assert page.locator(f"#cluster-{second}").is_visible()  # its group is still open after the edit
-        page.get_by_role("button", name="Open all").click()
-        assert page.locator(".cluster:visible").count() == 13
-        page.locator("#filter").fill(f"cluster {first} ")
-        assert groups.nth(0).is_visible() and not groups.nth(1).is_visible()
-        page.locator("#filter").fill("")
-        page.locator("#sort").select_option("size")
-        assert groups.nth(0).locator(".cluster").count() == len(inside[0])  # sorted inside its group
-    recut(copied, 12)
+        kind, steps = page.locator(".kind"), page.locator("#path button span")
+        both = sizes["1"] + sizes["4"]
+        assert [each.get_attribute("data-number") for each in kind.locator(".cluster").all()] == ["1", "4"]
+        assert (
+            f"2 clusters · {both} images" in kind.inner_text()
+            and "2 kinds · 6 clusters" in page.locator("#counts").inner_text()
+        )
+        assert steps.all_inner_texts() == ["6", "4 of 6", "0 of 4", ""]  # junk is left out
+        page.locator("#cluster-4").locator("[data-act=check]").evaluate("button => button.click()")
+        page.locator("#images-title").get_by_text(f"twins · {both} images").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_role("tab", name="Map").click()
+        assert page.locator("#legend button").get_by_text("twins").count() == 1
+        page.locator("#tab-clusters").click()
+        page.get_by_role("button", name="Make one cluster of them").click()
+        page.locator("#told").get_by_text("1 merge").wait_for()
+        assert kind.count() == 0 and first_number(page.locator("#cluster-1 .size")) == both
     with opened(browser, copied / "report.html") as page:
-        assert page.locator(".group").count() == 0 and page.locator(".cluster:visible").count() == 12
+        assert page.locator("#path").is_hidden() and page.locator(".kind").count() in (0, 1)
 
 
 def test_an_old_page_is_refused_and_says_so(copied: Path, browser: Any) -> None:
@@ -797,7 +745,7 @@ def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(c
     with opened(browser, serving(copied), originals=23) as page:
         previews: list[Any] = []
         page.on("response", lambda response: response.url.endswith("/preview") and previews.append(response))
-        page.get_by_role("button", name="Teach").click()
+        page.keyboard.press("t")
         for left in (3, 2, 1):  # clusters without a name, the largest first
             page.locator("#teach-count").get_by_text(f"{left} without a name").wait_for()
             number = int(page.locator("#teach-kind-name").get_attribute("data-number"))
@@ -865,7 +813,7 @@ def test_questions_are_answered_by_keys_and_others_follow_when_that_is_applied(c
 def test_images_of_another_kind_are_named_with_their_cluster(copied: Path, browser: Any) -> None:
     """The name of ticked images is an answer, which another change does not lose. The images beside them are none,
     unless she says so: a stranger may have been overlooked."""
-    with opened(browser, serving(copied), originals=13) as page:
+    with opened(browser, serving(copied), originals=5) as page:
         faces, title = page.locator("#teach-faces li:not([hidden]) label"), page.locator("#teach-title")
         field, count = page.locator("#teach-kind-name"), page.locator("#teach-count")
 
@@ -874,8 +822,7 @@ def test_images_of_another_kind_are_named_with_their_cluster(copied: Path, brows
             page.keyboard.press("Enter")
             count.or_(title).get_by_text(then).first.wait_for()
 
-        page.get_by_role("button", name="Teach").click()
-        number = int(field.get_attribute("data-number"))
+        page.locator("#names-open").click()
         odd = [faces.nth(place).get_attribute("title") for place in (0, 2)]
         for place in (0, 2):
             faces.nth(place).click()
@@ -890,41 +837,64 @@ def test_images_of_another_kind_are_named_with_their_cluster(copied: Path, brows
         paths = [row["path"].removeprefix("./") for row in rows(copied / "clusters.csv")]
         named = [{"path": paths.index(path), "name": "odd"} for path in odd]
         third = int(field.get_attribute("data-number"))
+        # First letters complete a name in use; another letter goes on, and a digit is the name of a likely kind.
+        likely = [button.get_attribute("title") for button in page.locator("#teach-kinds button").all()]
+        assert sorted(likely) == ["first", "second"]
+        for typed, value in (("f", "first"), ("a", "fa"), ("Backspace", "f"), ("Backspace", ""), ("S", "Second")):
+            page.keyboard.press(typed)
+            assert field.input_value() == value
+        press(page, "Backspace", "Backspace")
         faces.first.click()
-        page.get_by_role("button", name="These are right").click()
-        right = [face.get_attribute("title") for face in faces.all()[1:]]
-        count.get_by_text(f"Right: {len(right)} images").wait_for()
-        faces.first.click()
+        press(page, str(likely.index("second") + 1))  # of the ticked image
+        title.get_by_text("What is this cluster?").wait_for()
+        left = [paths.index(face.get_attribute("title")) for face in faces.all()]
         with page.expect_request("**/preview") as request:
-            name("third", "would move")
-        right_ones = [{"path": paths.index(path), "cluster": third} for path in right]
-        assert len(right) > 1 and request.value.post_data_json["taught"]["answers"] == [*named, *right_ones]
+            press(page, "s", "Shift+Enter")
+            title.get_by_text("would move").wait_for()
+        ticked, *right = request.value.post_data_json["taught"]["answers"][len(named) :]
+        assert ticked["name"] == "second" and right == [{"path": row, "cluster": third} for row in left]
+        assert (
+            len(page.locator("#teach-moves strong").all())
+            == len({*page.locator("#teach-moves strong").all_inner_texts()})
+            <= 3
+        )
         assert not page.locator("#told").is_visible()  # behind the dialog
-        page.keyboard.press("Escape")
-        page.locator(f"#cluster-{number} .size").click()
-        page.keyboard.press("s")
-        page.locator("#split").get_by_role("button", name="Split").click()
-        page.locator("#told").get_by_text("split into 2").wait_for()
-        page.get_by_role("button", name="Teach").click()
-        page.locator("#teach-about").get_by_text("now in").wait_for()
-        with page.expect_request("**/preview") as request:
-            page.get_by_role("button", name="What follows").click()
-        title.get_by_text("would move").wait_for()
-        assert request.value.post_data_json["taught"]["answers"] == named
         page.keyboard.press("Enter")
-        page.locator("#teach-progress").get_by_text("2 answers").wait_for()
-        page.locator("#teach-about").get_by_text("now in").wait_for()
+        page.locator("#images-title").get_by_text("image").wait_for()  # the way goes on to the check
+        page.keyboard.press("Escape")
         after = {row["path"].removeprefix("./"): row for row in now(copied)}
         assert all(after[path]["name"] == "odd" and after[path]["by"] == "answer" for path in odd)
+        assert {row["name"] for row in after.values()} == {"odd", "first", "second"}
+
+
+def test_the_way_on_from_the_names_is_a_check_or_questions_if_the_images_are_too_many(
+    copied: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(copied, Edits(names={0: "first", 1: "second", 2: "third"}))
+    with opened(browser, serving(copied)) as page:
+        step = page.locator("#check-open")
+        assert step.inner_text() == "Check 0 of 3" and step.get_attribute("aria-current") == "step"
+        page.locator("#names-open").click()
+        page.locator("#images-title").get_by_text("images").wait_for()
+        page.keyboard.press("Escape")
+    monkeypatch.setattr("deepcluster.runs.serve.MAX_CHECKED", 10)
+    with opened(browser, serving(copied), originals=4) as page:
+        assert page.locator(
+            "#check-open"
+        ).inner_text() == "Questions 0 answers" and "too many to check" in page.locator("#check-open").get_attribute(
+            "title"
+        )
+        page.locator("#check-open").click()
+        page.locator("#teach-about").get_by_text("now in").wait_for()
 
 
 def test_applied_answers_are_gone_and_refused_ones_stay(copied: Path, browser: Any) -> None:
     """They would be taught again. Clusters of one name have one digit."""
     apply(copied, Edits(names={0: "first", 1: "twins", 2: "twins"}))
-    with opened(browser, serving(copied), originals=9, refused=1) as page:
+    with opened(browser, serving(copied), originals=10, refused=1) as page:
         page.route("**/teach", lambda lesson: lesson.fulfill(status=409, json={"error": "不"}))
         count, likely = page.locator("#teach-count"), page.locator("#teach-likely button")
-        page.get_by_role("button", name="Teach").click()
+        page.keyboard.press("t")
         likely.first.wait_for()
         assert sorted(button.get_attribute("title") for button in likely.all()) == ["first", "twins"]
         page.keyboard.press("1")
@@ -937,97 +907,57 @@ def test_applied_answers_are_gone_and_refused_ones_stay(copied: Path, browser: A
         page.unroute("**/teach")
         page.route("**/ask", lambda more: more.fulfill(json={"questions": [[], []]}))
         page.locator("[data-teach=apply]").click()
-        page.locator("#teach").wait_for(state="hidden")  # without answers there is nothing to review
         page.locator("#progress-text").get_by_text("1 answer").wait_for()
 
 
-def test_images_that_move_or_are_right_teach_the_others(copied: Path, browser: Any) -> None:
-    """Examples of a second kind in a cluster make a new one; moves alone stay what they are."""
-    apply(copied, Edits(merge=((0, 1),)))
-    clusters = {row["path"].removeprefix("./"): row["cluster"] for row in rows(copied / "clusters.csv")}
-    examples: dict[int, int] = {}
-    kinds = Counter(path.partition("/")[0] for path, cluster in clusters.items() if cluster == "0").most_common(2)
-    with opened(browser, serving(copied), originals=4) as page:
-        tiles_of(page, 0)
-        for (kind, _), button, number in zip(kinds, ("These are right", "Move to"), (0, 3), strict=True):
-            for place in range(3):
-                tile = page.locator(f"#images-grid .tile-of[title^='{kind}/']").nth(place)
-                examples[[*clusters].index(tile.get_attribute("title"))] = number
-                tile.locator(".tick").click(force=True)
-            page.locator("#images").get_by_role("button", name=button).click()
-        page.locator("#merge-list").get_by_text("A new cluster", exact=True).click()
-        page.locator("#images-grid :focus").wait_for()
-        page.keyboard.press("Escape")
-        page.locator("#teach-title").get_by_text("would move").wait_for()
-        with page.expect_request("**/teach") as request:
-            page.keyboard.press("Enter")
-        answers = request.value.post_data_json["taught"]["answers"]
-        assert {answer["path"]: answer["cluster"] for answer in answers} == examples
-        page.locator("#told").get_by_text("changed their cluster").wait_for()
-        tiles_of(page, 2)
-        page.keyboard.press("Space")
-        page.locator("#images").get_by_role("button", name="Move to").click()
-        page.locator("#follow").check()
-        page.locator("#merge-list button").first.click()
-        page.locator("#images-grid :focus").wait_for()
-        page.keyboard.press("Escape")
-        page.get_by_role("button", name="Only those").click()
-        page.locator("#told").get_by_text("1 image moved").wait_for()
-        assert page.locator("#follow").is_checked() and not page.locator("#images").is_visible()
-
-
-def test_doubtful_images_of_one_cluster_after_another_are_checked(copied: Path, browser: Any) -> None:
-    """A click marks a wrong image, a digit moves it, also to a new cluster; N is the next. It is applied at the end."""
+def test_doubtful_images_of_one_kind_after_another_are_checked(copied: Path, browser: Any) -> None:
+    """A click marks a wrong image, a digit moves it, also to a new kind; N is the next. It is applied at the end."""
     apply(copied, Edits(names={1: "twins", 2: "twins"}))
     before = {row["path"].removeprefix("./"): row for row in rows(copied / "clusters.csv")}
     with opened(browser, serving(copied), originals=1) as page:
+        title, about, targets = (page.locator(f"#images{place}") for place in ("-title", "-about", " .targets button"))
         press(page, "j", "c")
+        title.get_by_text("Cluster 0").wait_for()
+        assert about.inner_text() == "2 left to check" and targets.count() == 1  # kinds
         moved = {}
-        for number in range(3):
-            page.locator("#images-title").get_by_text(f"Cluster {number}").wait_for()
+        for place, (kind, target) in enumerate(((["0"], "owls"), (["1", "2"], "owls"))):
             wrong = page.locator("#images-grid .tile-of").first
             path = wrong.get_attribute("title")
-            assert page.locator("#images .targets button").count() == (2 if number else 1)  # kinds
-            assert float(before[path]["margin"]) == min(
-                float(row["margin"]) for row in before.values() if row["cluster"] == str(number)
-            )
+            own = [float(row["margin"]) for row in before.values() if row["cluster"] in kind]
+            assert float(before[path]["margin"]) == min(own)
             wrong.click(position={"x": 40, "y": 40})  # not on its corner alone
-            if number == 0:
-                page.locator("#images [data-ticked=move]").click()
-                page.locator("#merge-list button").first.click()
-                page.locator("#moved").get_by_text("1 image moved to cluster 3").wait_for()
-                moved[path] = "3"
-                page.locator("#images-grid .tile-of").first.click(position={"x": 40, "y": 40})
-                page.locator("#images [data-ticked=move]").click()
-                page.locator("#merge-filter").fill("twins")  # the name of two: the first takes it
-                page.keyboard.press("Enter")
+            moved[path] = target
+            if place:
+                press(page, str([button.inner_text().split()[-1] for button in targets.all()].index("owls") + 1))
             else:
-                moved[path] = page.locator("#images .targets button").first.inner_text().split()[-1]
-                page.keyboard.press("1")
-            page.locator("#moved").get_by_text("1 image moved").wait_for()
+                page.locator("#images [data-ticked=move]").click()
+                page.locator("#merge-filter").fill(target)  # a new kind
+                page.keyboard.press("Enter")
+            page.locator("#moved").get_by_text("1 image moved to cluster 3 · owls").wait_for()
             page.keyboard.press("n")
-        page.locator("#told").get_by_text("4 images moved").wait_for()
+            (page.locator("#told") if place else title).get_by_text("2 images moved" if place else "twins").wait_for()
         # It is remembered: all other images were seen and left.
+        assert page.locator("#check-open").inner_text() == "Check 3 of 3"
         table = now(copied)
-        assert page.locator("#progress-text").inner_text().startswith(f"{len({row['cluster'] for row in table})} of")
         after = {row["path"].removeprefix("./"): row for row in table}
-        assert {path: after[path]["cluster"] for path in moved} == moved == dict.fromkeys(moved, "3")
-        assert Counter(row["by"] for row in table) == {"answer": 4, "checked": len(table) - 4}
+        assert {path: after[path]["name"] for path in moved} == moved
+        assert Counter(row["by"] for row in table) == {"answer": 2, "checked": len(table) - 2}
 
 
 def test_the_check_goes_on_behind_a_cluster_that_it_has_emptied(copied: Path, browser: Any) -> None:
+    apply(copied, Edits(names={0: "a", 1: "gone", 2: "c"}))
     sizes = Counter(row["cluster"] for row in rows(copied / "clusters.csv"))
     with opened(browser, serving(copied), originals=1) as page:
         press(page, "j", "j", "c")
         title = page.locator("#images-title")
-        title.get_by_text("Cluster 1").wait_for()
+        title.get_by_text("gone").wait_for()
         page.keyboard.press("Control+a")
         page.locator("#images [data-ticked=move]").click()
-        page.locator("#merge-filter").fill("0")
-        page.keyboard.press("Enter")
+        press(page, "a", "Enter")
         page.locator("#images-grid :focus").wait_for(state="attached")
-        page.keyboard.press("n")
-        title.get_by_text("Cluster 2").wait_for()
+        for left in ("2 left to check", "1 left to check"):
+            page.keyboard.press("n")
+            page.locator("#images-about").get_by_text(left).wait_for()
         page.keyboard.press("n")
         page.locator("#told").get_by_text(f"{sizes['1']} images moved").wait_for()
     assert not [row for row in now(copied) if row["cluster"] == "1"]
@@ -1065,9 +995,8 @@ def test_a_saved_table_guards_its_cells_as_the_program_does(browser: Any, tmp_pa
 
 def test_without_script_everything_can_be_read(run: Path, browser: Any) -> None:
     with opened(browser, run / "report.html", java_script_enabled=False) as page:
-        assert shown_part(page) == ["clusters", "map", "groups", "training", "problems", "labels", "run"]
+        assert shown_part(page) == PARTS
         assert all(card.is_visible() for card in page.locator(".cluster").all())
-        assert page.locator("table.confusion").is_visible()
         assert page.locator("#serve").inner_text() == "deepcluster report 'a run' --serve --open"
         assert not any(button.is_visible() for button in page.locator("button, select, canvas, input").all())
         assert page.locator("img").evaluate_all("images => images.every(image => image.alt)")

@@ -21,11 +21,10 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import Parts
 from deepcluster.images import find
 from deepcluster.report import pictures as sheets
-from deepcluster.report.charts import training_charts
 from deepcluster.report.hints import above, hints, plain, weighted_nouns
 from deepcluster.report.page import on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
-from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems, representatives
+from deepcluster.report.sections import MAX_OUTLIERS, problems, representatives
 from deepcluster.runs import page as run_page
 from deepcluster.runs.page import Shown, _near
 from deepcluster.runs.recut import recut
@@ -53,13 +52,6 @@ def sections(parsed: Page) -> list[str | None]:
 
 def numbers(text: str) -> list[str]:
     return re.findall(r"\d[\d.,]*(?<![.,])", text)
-
-
-def test_charts_of_the_page() -> None:
-    _, parsed = page()
-    assert len(parsed.all("path", class_="reference")) == 1  # the loss of chance
-    assert parsed.all("figcaption")[-4][1] == "Loss 0"
-    assert not page(history=[])[1].all("section", id="training")
 
 
 @pytest.mark.parametrize(
@@ -95,23 +87,23 @@ def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> 
     assert numbers(parsed.all("header")[0][1]) == ["40", "2"]  # no figure that reads as a grade
     assert parsed.all("code")[1][1] == run["command"] and "canary" not in text  # known keys alone are shown
     _, parsed = page()
-    assert numbers(parsed.all("dl", class_="facts")[0][1]) == ["40", "2", "62", "12345"]
+    assert numbers(parsed.all("dl", class_="facts")[0][1]) == ["40", "2", "62"]
     assert "3" in numbers(parsed.all("p", class_="told")[0][1])  # rounds
     assert [text for _, text in parsed.all("title")] == ["Holidays · RUN"]
 
 
-def test_metrics_stand_beside_the_untrained_network_and_every_word_that_is_underlined_is_explained() -> None:
-    labelled = [row(f"{i}.png", i % 2, label="cat", is_outlier="1") for i in range(40)]
-    metrics = {"nmi": 0.5, "acc": 0.8, "ari": 0.1, "ami": 0.2, "baseline_acc": 0.9, "nmi_average": "arithmetic"}
-    _, parsed = page(clusters=labelled, metrics=metrics, **drawn(40))
-    table = [text for _, text in parsed.all("tr")]
-    assert {"Accuracy0.8000.900\u22120.100", "NMI (arithmetic mean)0.500\u2013\u2013"} < {*table}
-    used = {str(attributes["href"]) for attributes, _ in parsed.all("a", class_="term")}
-    explained = {f"#{attributes['id']}" for attributes, _ in parsed.all("div") if "id" in attributes}
-    assert len(used) > 10 and used <= explained
-    # Of many equal cards only the first one's words are stops of the Tab key.
-    stops = [a["href"] for a, _ in parsed.all("a", class_="term") if "tabindex" not in a]
-    assert stops.count("#word-outlier") == 2  # of the first card, and of Problems
+def test_every_word_that_is_underlined_is_explained() -> None:
+    _, parsed = page(clusters=[row(f"{i}.png", i % 2, is_outlier="1") for i in range(40)], **drawn(40))
+    used = {str(attributes["href"]) for attributes, _ in parsed.all("a") if "#word-" in str(attributes.get("href"))}
+    assert used == {"#word-borderline", "#word-map", "#word-outlier"}
+    assert used <= {f"#{attributes['id']}" for attributes, _ in parsed.all("div") if "id" in attributes}
+
+
+def test_clusters_of_one_name_are_one_kind() -> None:
+    rows = [row(f"{i}.png", i) for i in range(3)]
+    for names, head in (("abc", "3 kinds"), ("aab", "2 kinds · 3 clusters"), (["a", "1", "2"], "1 kind · 3 clusters")):
+        summary = [each | {"name": name} for each, name in zip(summary_of(rows), names, strict=True)]
+        assert page(clusters=rows, summary=summary)[1].all("p", id="counts")[0][1] == f"3 images · {head}"
 
 
 def test_labels_and_outliers_of_a_cluster() -> None:
@@ -153,7 +145,7 @@ def test_the_largest_clusters_are_shown_in_order_of_their_numbers() -> None:
 def test_the_page_lists_200_skipped_files_and_counts_the_rest() -> None:
     _, parsed = page(skipped=[{"path": f"s{i}.jpg", "reason": "truncated"} for i in range(1234)], history=[])
     assert len(parsed.all("tr")) == 201 and re.search(r"1,034 .*skipped\.csv", parsed.text())
-    assert not parsed.all("path", class_="line") and "No round was trained" in parsed.text()
+    assert "not trained on these images" in parsed.text()
 
 
 def test_the_page_is_self_contained() -> None:
@@ -213,21 +205,6 @@ def test_hostile_names_are_inert(name: str) -> None:
     assert inert(name) in data["images"]["labels"]
 
 
-def test_the_page_says_which_other_numbers_fit() -> None:
-    numbers = (3, 2, 9)  # the tree has no nine groups
-    facts = Facts(candidates=[{"k": k, "silhouette": 0.5} for k in numbers])
-    for shown in (True, False):
-        _, parsed = page(facts=facts if shown else Facts(), **drawn(40))
-        summary = [text for _, text in parsed.all("summary") if "clusters" in text]
-        assert summary == (["2 clusters; 3 fits, too"] if shown else [])
-        assert "silhouette" not in parsed.all("section", id="clusters")[0][1]
-        about = [text for _, text in parsed.all("div", id="word-plausible")]
-        assert [text.count("clusters: silhouette") for text in about] == ([2] if shown else [])
-        assert [attributes["data-k"] for attributes, _ in parsed.all("button") if "data-k" in attributes] == [
-            "3"
-        ] * bool(shown)
-
-
 def test_hints_are_of_the_typical_images_of_a_cluster() -> None:
     def hinted(*nouns: tuple[str, float], others: int = 0) -> list[str]:
         images = Table.of(row(str(i), distance=str(i)) for i in range(len(nouns) + others))
@@ -283,21 +260,6 @@ def test_representatives_by_hand() -> None:
     # An image that a person answered about is the face; one that she only saw is not.
     by_person = [row(path, 0, path, by=by) for path, by in (("1", ""), ("2", "checked"), ("3", "answer"))]
     assert [r["path"] for r, _ in representatives(by_person, 5, medoid="1")] == ["3", "1", "2"]
-
-
-def test_a_chart_for_every_series_that_is_a_line() -> None:
-    history = [
-        {"round": "0", "loss": "nan", "chance_loss": "", "changed": "", "largest_share": "0.5", "nmi_labels": "0.25"},
-        {"round": "1", "loss": "inf", "chance_loss": "2", "changed": "1", "largest_share": "", "nmi_labels": "0.5"},
-        {"round": "2", "loss": "inf", "chance_loss": "2", "changed": "", "largest_share": "0.25", "nmi_labels": ""},
-    ]
-    share, nmi = training_charts(history)
-    assert (share["line"]["last"], nmi["line"]["last"]) == ("25.0%", "0.500")
-    # A line over a gap, and one that ends: from left to right, 0 at the bottom.
-    assert (share["line"]["path"], nmi["line"]["path"]) == ("M0,0 L264,60", "M0,90 L132,60")
-    assert [text for _, text in share["y_ticks"]] == ["0%", "25%", "50%"]
-    assert [text for _, text in nmi["x_ticks"]] == ["1", "2", "3"]
-    assert training_charts([]) == []
 
 
 @pytest.mark.parametrize("size", [(60, 20), (1, 1), (1, 3000), (88, 89)])
@@ -387,7 +349,7 @@ def test_points_by_hand() -> None:
     assert alone["points"] is None and alone["images"]["names"] == ["a.png"] and alone["images"]["label"] is None
 
 
-def test_clusters_tree_and_links_by_hand() -> None:
+def test_clusters_and_links_by_hand() -> None:
     rows = [row(f"{i}.png", int(i > 1)) for i in range(4)]
     summary = summary_of(rows, name="beach", junk="1")
     summary[1] |= {"name": "1", "junk": "0", "nearest_cluster": "", "mean_distance": ""}
@@ -400,9 +362,6 @@ def test_clusters_tree_and_links_by_hand() -> None:
     first = {"number": 0, "name": "beach", "size": 2, "distance": 1.5, "near": [1], "junk": True, "parts": split}
     other = {"number": 1, "name": "", "distance": None, "near": [], "junk": False, "parts": None}
     assert found["clusters"] == [first, first | other]
-    assert found["tree"] == {
-        "clusters": [0, 0, 1], "merges": [[0, 1], [3, 2]], "sizes": [1, 1, 2, 2, 4], "medoids": [0, 1, 2, 0, 2],
-    }  # fmt: skip
     assert (found["cut"], found["sheet"]) == ("c", None)
     assert found["images"]["alike"] == 2 and shorts(found["images"]["similar"]) == similar.flatten().tolist()
     assert shorts(found["images"]["part"]) == [1, 0, 0, 0]
@@ -417,17 +376,6 @@ def test_the_most_alike_clusters_come_first() -> None:
     model = replace(tiny_model(("",) * 7), cut=Cut(points, torch.tensor([0, 0, 5, 2])))
     counts = torch.ones(4, dtype=torch.int64)
     assert _near(Shown(model, points, torch.arange(4), counts, counts)) == {0: [5, 2], 2: [5, 0], 5: [0, 2]}
-
-
-def test_confusion_by_hand() -> None:
-    pairs = [("cat", 1)] * 3 + [("cat", 0)] + [("dog", 0)] * 3 + [("", 0)] * 9
-    found = confusion(Table.of([row(str(i), cluster, label=label) for i, (label, cluster) in enumerate(pairs)]))
-    assert found is not None and found["clusters"] == ["1", "0"] and found["hidden"] == 0
-    assert found["rows"] == [("cat", 4, [3, 1]), ("dog", 3, [0, 3])]
-    assert confusion(Table.of([row("a")])) is None
-    many = confusion(Table.of([row(f"{i}", i % 40, label=f"{i % 50:02}") for i in range(2000)]))
-    assert many is not None and len(many["rows"]) == len(many["clusters"]) == 30
-    assert many["hidden"] == 2000 - sum(sum(counts) for _, _, counts in many["rows"]) > 0
 
 
 def test_outliers_by_distance_and_duplicates_by_hand() -> None:
@@ -448,7 +396,7 @@ def test_outliers_by_distance_and_duplicates_by_hand() -> None:
 
 
 def parts(run: Path) -> set[str]:
-    return set(re.findall('id="(clusters|map|groups)"', (run / "report.html").read_text()))
+    return set(re.findall('class="part" id="(clusters|map|problems)"', (run / "report.html").read_text()))
 
 
 def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:
@@ -457,7 +405,7 @@ def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:
         (run / name).unlink()
     report(run)
     assert {name: (run / name).read_bytes() for name in before} == before  # made as the fit would have
-    assert parts(run) == {"clusters", "map", "groups"}
+    assert parts(run) == {"clusters", "map", "problems"}
 
 
 def test_recut_draws_another_tree_and_keeps_the_map(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,7 +415,7 @@ def test_recut_draws_another_tree_and_keeps_the_map(run: Path, monkeypatch: pyte
     assert (run / "map.npy").read_bytes() == before
     monkeypatch.setattr(run_page, "MAX_IN_TREE", 1)
     recut(run, 3)  # of very many groups there is no tree, nor the old one
-    assert not (run / "tree.json").exists() and parts(run) == {"clusters", "map"}
+    assert not (run / "tree.json").exists() and parts(run) == {"clusters", "map", "problems"}
 
 
 # ---- languages: every phrase is in one file, in English and in Chinese -----------------------------------------------

@@ -21,6 +21,7 @@ from PIL import Image
 from deepcluster.clustering.blocks import nearest
 from deepcluster.commands.cli import run_command
 from deepcluster.export import folders
+from deepcluster.export.read_back import by_folder
 from deepcluster.images import Source
 from deepcluster.runs.apply import apply
 from deepcluster.runs.serve import _Server, version_of
@@ -40,7 +41,7 @@ ATTACKS = [  # path behind the token (or whole), body, method, headers, status
     ("", None, "", {"Origin": "https://evil.example"}, 403),
     *(
         (act, b"{}", "", {"Origin": o}, 403)
-        for act in ("undo", "redo", "recut", "teach", "preview")
+        for act in ("undo", "redo", "recut", "teach", "preview", "read", "open")
         for o in ("https://evil.example", "null", None)
     ),
     *((act, b"{}", "", {"Content-Type": kind}, 403) for act in ("undo", "recut") for kind in ("text/plain", None)),
@@ -63,7 +64,9 @@ ATTACKS = [  # path behind the token (or whole), body, method, headers, status
 ]
 
 
-def test_nothing_gets_in(run: Path):
+def test_nothing_gets_in(run: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
     address, before, beside = serving(run), contents(run), sorted(run.parent.iterdir())
     for path, body, method, headers, status in ATTACKS:
         answered, text = ask(address, path, body, method=method, headers=headers)
@@ -83,8 +86,10 @@ def test_nothing_gets_in(run: Path):
         *({"name": name} for name in (run.name, "x/../y")),
         *({"name": Path(record(run)["base"]).name, "place": "images"}, [], "x", {}),
     ]:
-        status, text = ask(address, "export", json.dumps({"version": now, "sorting": sorting}).encode())
-        assert status == 409, (sorting, text)
+        for action in ("export", "read", "open"):
+            status, text = ask(address, action, json.dumps({"version": now, "sorting": sorting}).encode())
+            assert status == 409, (action, sorting, text)
+    assert not opened
     for k in (0, 1, -1, 501, 10**9, 10**400, "3", "auto", True, 3.0, None, [3], {}):
         status, error = answer(address, "recut", now, k=k)
         assert status == 409 and "2 to 500" in error["error"], k
@@ -105,8 +110,8 @@ def test_nothing_gets_in(run: Path):
     for n in (0, -1, 1001, "3", 10**400):
         assert answer(address, "ask", now, taught={"n": n})[0] == 409
     for words in (
-        *({"cluster": number, "order": "near"} for number in ("0", None, 0.5, [0])),
-        *({"cluster": 0, "order": order} for order in ("x", None, ["near"])),
+        *({"clusters": numbers, "order": "near"} for numbers in (0, "0", None, ["0"], [0.5], [None])),
+        *({"clusters": [0], "order": order} for order in ("x", None, ["near"])),
     ):
         assert answer(address, "list", now, **words)[0] == 409, words
     for rows_asked in ([-1], [10**9], ["0"], [None], "0", 0, {}, [0] * 201):
@@ -129,7 +134,7 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path, monkeypatch: pytest.
             assert status == 409 and str(os.getpid()) in answered["error"]
     assert answer(address, "apply", old, junk=[1])[0] == 200
     before = contents(run)
-    for action in ("apply", "undo", "export", "recut", "teach", "ask", "preview"):
+    for action in ("apply", "undo", "export", "recut", "teach", "ask", "preview", "read", "open"):
         status, answered = answer(address, action, old, **({"k": 4} if action == "recut" else {}))
         assert status == 409 and "reload the page" in answered["error"]
     assert contents(run) == before and not run.with_name("run-sorted").exists()
@@ -176,7 +181,7 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
         assert status == 200 and contents(run) == before
         status, text = ask(address, action, json.dumps({"version": now, **words}).encode())
         assert status == 200 and "said" in json.loads(text), text
-        with _Server(run, folders) as fresh:  # which reads the run
+        with _Server(run, folders, by_folder) as fresh:  # which reads the run
             assert json.loads(text)["page"] == ask(address)[1] == fresh.page()[1].decode()
         made_current(run)
         table = [row for row in rows(run / "clusters.csv") if row["status"] == "ok"]
@@ -204,7 +209,7 @@ def test_a_change_writes_the_clusters_alone_until_the_server_rests(run: Path, mo
     )
     monkeypatch.setattr("deepcluster.runs.page.nearest", lambda rows, k: compared.append(len(rows)) or nearest(rows, k))
     report(run)
-    with _Server(run, folders) as server:
+    with _Server(run, folders, by_folder) as server:
         before, decoded[:] = contents(run), []
         now = {"version": version_of(RunFolder(run))}
         edits = {"schema_version": 1, "names": {"1": "<owl>"}}

@@ -45,18 +45,27 @@ from deepcluster.storage.content import Row
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.drawings import drawings, pack, save_drawings
-from tests.helpers.in_memory import images_of as table_of
 from tests.helpers.pages import ROOT, blocks
-from tests.helpers.runs import change_record, contents, predicted, record, result, rows, small_fit, state_of
+from tests.helpers.runs import (
+    FIVE_CLUSTERS,
+    change_record,
+    contents,
+    predicted,
+    record,
+    result,
+    rows,
+    small_fit,
+    state_of,
+    without_page,
+)
 from tests.helpers.tiny import change_tensors
-
-FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
+from tests.helpers.tiny import images_of as table_of
 
 
 @pytest.fixture
-def run(fitted, tmp_path: Path) -> Path:
-    """A copy of a run with five clusters; its images are elsewhere."""
-    return Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
+def run(five_clusters: Path) -> Path:
+    """The run without a page, which would be drawn anew after each change."""
+    return without_page(five_clusters)
 
 
 @pytest.fixture
@@ -90,6 +99,7 @@ def features(run: Path) -> np.ndarray:
 
 
 def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
+    report(run)
     before, old, model, places = used(run), features(run), contents(run / "model"), np.load(run / "map.npy")
     predictions = predicted(run, str(more))
     placed = predictions.model.placement(predictions.reduced)
@@ -125,11 +135,8 @@ def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, mon
     assert update(run, str(photos)).known == 48
 
 
-def test_a_second_update_and_a_grown_folder(fitted, photos, tmp_path, more):
-    images = Path(shutil.copytree(photos, tmp_path / "photos"))
-    run = tmp_path / "run"
-    fit = ["fit", str(images), "-o", str(run), *small_fit("--labels", "folders")]
-    assert run_command(fit) == 0
+def test_a_second_update_and_a_grown_folder(run, images, more):
+    fit = ["fit", str(images), "-o", str(run), *small_fit(*FIVE_CLUSTERS)]
     baseline = record(run)["baseline"]
     shutil.copytree(more / "1", images / "new")
     assert update(run, str(images)) == Update(added=4, known=48, skipped=[])
@@ -176,6 +183,7 @@ def test_outliers_that_an_update_rejects_are_in_no_cluster_until_a_person_places
     run, images, more, tmp_path, prints
 ):
     """One fact in images.csv: tables, sizes, page, exports, recut, undo and a later fit follow from it."""
+    report(run)
     limit = predicted(run, str(more)).residuals.sort().values[7]
     change_tensors(run / "model", outliers__limit=limit)
     assert "4 of 12 fit into no cluster and stay without one" in prints("update", run, more, "--reject")
@@ -283,7 +291,7 @@ def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, 
 def test_a_run_of_several_folders_finds_its_images_from_everywhere(photos, tmp_path, monkeypatch, prints, ends):
     """By their paths in the folder that they share, so other files there are no images of the run."""
     run = tmp_path / "run"
-    several = [*small_fit(*FIT), "-o", str(run)]
+    several = [*small_fit(*FIVE_CLUSTERS), "-o", str(run)]
     images = Path(shutil.copytree(photos, tmp_path / "photos"))
     monkeypatch.chdir(images)
     prints("fit", "bars", "blob", *several)
@@ -355,16 +363,23 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
     assert names == {Path(first["path"]).name, "one.jpg", "two.jpg"} and number not in {row["set"] for row in before}
 
 
-@pytest.fixture
-def many_features(tmp_path) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray]:
-    """A run, its features near a plane, more of the same kind, and the same away from the plane."""
-    chance = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def near_a_plane(tmp_path_factory) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray]:
+    chance, folder = np.random.default_rng(0), tmp_path_factory.mktemp("plane")
     plane = chance.normal(size=(3, 40)) * 4
     given = (chance.normal(size=(280, 3)) @ plane + chance.normal(size=(280, 40))).astype(np.float32)
-    np.save(tmp_path / "near.npy", given[:200])
-    run = fit(tmp_path / "near.npy", Request(features=True, out=tmp_path / "near", n_clusters=3)).path
+    np.save(folder / "near.npy", given[:200])
+    fit(folder / "near.npy", Request(features=True, out=folder / "near", n_clusters=3))
     strange = given[200:] + np.float32(10) * chance.normal(size=40).astype(np.float32)
-    return run, given[:200], given[200:], strange
+    return folder, given[:200], given[200:], strange
+
+
+@pytest.fixture
+def many_features(near_a_plane, tmp_path) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray]:
+    """A run, its features near a plane, more of the same kind, and the same away from the plane."""
+    folder, *features = near_a_plane
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "near", *features
 
 
 def test_rows_of_features_get_the_next_numbers_and_count_once(many_features, tmp_path):

@@ -1,11 +1,7 @@
 """Tensors lie on the network's device if they must: on a pretended second one (tests/helpers/second_device.py)."""
 
 import os
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
-from functools import partial
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -16,7 +12,8 @@ from deepcluster.algorithm import conclude
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Reduction
-from deepcluster.images.views import Augmentation, each_once, random_views
+from deepcluster.images.views import Augmentation, random_views
+from deepcluster.learning.draws import each_once
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
@@ -24,11 +21,10 @@ from deepcluster.nets.network import build
 from deepcluster.runtime import compute as compute_module
 from deepcluster.runtime import devices
 from deepcluster.runtime.compute import Compute
-from deepcluster.runtime.devices import exact_float32, holds_rows, in_order, made_ahead, one_thread, pool_of, working_on
-from deepcluster.seeding import derive, generator, lent_global
+from deepcluster.runtime.devices import exact_float32, holds_rows, working_on
+from deepcluster.seeding import generator
 from tests.helpers.drawings import drawings
 from tests.helpers.loop import learn, loop
-from tests.helpers.ranks import WAIT
 from tests.helpers.second_device import ELSEWHERE, second_device
 
 ROWS = torch.nn.functional.normalize(torch.randn(3000, 16, generator=generator(0, "rows")))
@@ -142,15 +138,27 @@ def test_rows_go_to_a_device_that_has_room_and_float64(monkeypatch):
 def test_each_process_of_several_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert devices.choose_device("cuda:1") == devices.choose_device("cuda") == torch.device("cuda:0")
+    assert devices.choose_device("cuda:0") == devices.choose_device("cuda") == torch.device("cuda:1")
 
 
-def test_a_quota_limits_the_cores(tmp_path, monkeypatch):
-    (tmp_path / "cpu.max").write_text("50000 100000\n")  # half a core
-    monkeypatch.setattr(devices, "control_groups", lambda controller: [tmp_path / "none", tmp_path])
-    assert devices.cores() == 1
+@pytest.mark.parametrize("mine", [None, ":16:8"])
+def test_cublas_has_a_fixed_workspace_for_as_long_as_a_run_works_on_a_gpu(mine, monkeypatch):
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setenv(name, mine) if mine else monkeypatch.delenv(name, raising=False)
+    with working_on(torch.device("cuda:0")):
+        assert os.environ[name] == (mine or ":4096:8")
+    assert os.environ.get(name) == mine
+
+
+def test_the_c_library_keeps_freed_memory(monkeypatch):
+    mallopt = Mock()
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    devices.keep_freed_memory()
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    assert {each.args for each in mallopt.call_args_list} == {(mmap, 1 << 30), (trim, 2**31 - 1)}
 
 
 def test_settings_are_lent():
@@ -173,93 +181,3 @@ def test_settings_are_lent():
     with working_on(torch.device("cpu"), deterministic=True):  # where all kernels are deterministic anyway
         assert settings() == before
     assert torch.backends.cudnn.allow_tf32  # the older name of the setting still answers
-
-
-def test_a_gpu_waits_for_a_batch_and_batches_do_not_run_away_from_it(monkeypatch):
-    making, using, begun = Mock(), Mock(), []
-    making.record_event.side_effect = range(8)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: making)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: using)
-    for task in made_ahead(lambda task: begun.append(task) or task, range(8), torch.device("cuda:0")):
-        assert using.wait_event.call_args.args == (task,) and len(begun) <= task + 3
-    assert begun == [*range(8)]
-    assert using.record_event().synchronize.call_count >= 3
-
-
-# ---- threads that work ahead -----------------------------------------------------------------------------------------
-
-
-def test_results_come_in_order_and_no_more_than_ahead_are_begun_and_not_taken():
-    begun = []
-
-    def work(task: int) -> int:
-        begun.append(task)
-        time.sleep(0.002 * (task % 3 == 0))
-        return task**2
-
-    with ThreadPoolExecutor(4) as pool:
-        for count, result in enumerate(in_order(pool, work, range(20), ahead=3)):
-            assert result == count**2 and len(begun) <= count + 3
-            time.sleep(0.002)
-    assert len(begun) == 20
-
-
-@pytest.mark.parametrize(("device", "ahead"), [("mps", True), ("cpu", False)])
-def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
-    made = [threading.Event() for _ in range(5)]
-    results = made_ahead(lambda task: made[task].set() or task, range(5), torch.device(device))
-    assert next(results) == 0
-    assert made[1].wait(timeout=WAIT if ahead else 0.05) == ahead
-    assert list(results) == [1, 2, 3, 4]
-
-
-def test_the_last_of_several_threads_restores_their_numbers(monkeypatch, request):
-    def numbers() -> tuple[int, int]:
-        """Return torch's number of this thread and of a new one."""
-        with ThreadPoolExecutor(1) as pool:
-            return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
-
-    blas = Mock()  # of a library that is looked up again after each import
-    monkeypatch.setattr(devices, "_libraries", blas)
-    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
-    torch.set_num_threads(2)
-    restored = blas.return_value.limit.return_value.restore_original_limits
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
-        assert one.submit(numbers).result() == other.submit(numbers).result() == (2, 2)
-        for count, (first, last) in enumerate(((one, other), (other, one)), 1):
-            contexts = {pool: one_thread() for pool in (one, other)}
-            for pool, context in contexts.items():
-                pool.submit(context.__enter__).result()
-            with pytest.raises(KeyError), one_thread(), one_thread(), pool_of(3, single=True) as pool:
-                assert numbers() == (1, 1) and [*pool.map(lambda _: torch.get_num_threads(), range(6))] == [1] * 6
-                raise KeyError
-            first.submit(contexts[first].__exit__, None, None, None).result()
-            assert last.submit(torch.get_num_threads).result() == 1 and restored.call_count == count - 1
-            last.submit(contexts[last].__exit__, None, None, None).result()
-            assert numbers() == one.submit(numbers).result() == other.submit(numbers).result() == (2, 2)
-            assert restored.call_count == count
-
-
-# ---- seeds ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_seed_depends_on_every_argument_and_is_the_same_on_every_machine():
-    seeds = [derive(0, "a"), derive(1, "a"), derive(0, "b"), derive(0, "a", 0), derive(0, "a", 1), derive(0, "a", 1, 0)]
-    assert len(set(seeds)) == len(seeds)
-    # printf 0/head/3 | sha256sum: the first 63 bits. Results must not change with the version or the machine.
-    assert derive(0, "head", 3) == 6617858454930489592
-
-
-@pytest.mark.parametrize("error", [None, ValueError])
-def test_lent_global_gives_back_what_it_borrowed(error, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU that nobody named"))
-    before = torch.get_rng_state()
-    with suppress(ValueError), lent_global(0, "x"):
-        inside = torch.rand(3)
-        if error:
-            raise error
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(7)  # what happened outside does not matter
-    with lent_global(0, "x"):
-        assert torch.equal(torch.rand(3), inside)

@@ -1,6 +1,6 @@
 """A signal is heard at any place: in decoding, indexing, loading and writing, and before the imports.
 
-Signals inside whole commands: whole/test_durability.py (fit), whole/test_sequences.py (all commands).
+Signals inside whole commands: whole/test_kills.py (fit), whole/test_sequences.py (all commands).
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from deepcluster.errors import LostError, Stopped
 from deepcluster.images import find, store
 from deepcluster.images import shards as tars
 from deepcluster.nets.network import build
-from deepcluster.runtime.devices import in_order, pool_of
 from deepcluster.runtime.signals import advise, check, stoppable, uninterrupted
+from deepcluster.runtime.threads import in_order, pool_of
 from deepcluster.storage import files
 from deepcluster.storage import model_files as models
 from tests.helpers.commands import before_call
@@ -155,6 +155,17 @@ def test_the_message_says_what_to_do_wherever_the_signal_comes(place):
             come_at("in the way out of an error")
             with uninterrupted():
                 come_at("while the error is written down")
+
+
+@pytest.mark.parametrize("nohup", [True, False])
+def test_a_run_under_nohup_goes_on_when_its_terminal_is_closed(nohup, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        with nullcontext() if nohup else pytest.raises(Stopped, match="SIGHUP"), stoppable():
+            signal.raise_signal(signal.SIGHUP)
+            check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_in_another_thread_nothing_is_listened_to():

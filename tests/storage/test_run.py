@@ -38,36 +38,36 @@ REQUEST = Request(out=Path("run"), n_clusters=3, recipe=read_request(TWO_ROUNDS)
 
 
 @pytest.fixture(scope="module")
-def finished(fitted) -> Path:
-    return fitted("--rounds", "2", "--labels", "folders")
+def two_rounds(fit_once) -> Path:
+    return fit_once("--rounds", "2", "--labels", "folders")
 
 
-def test_the_files_and_their_columns(finished):
-    table, history = rows(finished / "clusters.csv"), rows(finished / "history.csv")
+def test_the_files_and_their_columns(two_rounds):
+    table, history = rows(two_rounds / "clusters.csv"), rows(two_rounds / "history.csv")
     assert tuple(table[0]) == FILES["clusters.csv"].columns and [row["status"] for row in table] == ["ok"] * 48
-    assert tuple(rows(finished / "cluster_summary.csv")[0]) == FILES["cluster_summary.csv"].columns
+    assert tuple(rows(two_rounds / "cluster_summary.csv")[0]) == FILES["cluster_summary.csv"].columns
     assert tuple(history[0]) == (*FILES["history.csv"].columns, "nmi_labels")
     assert history[0]["cluster_weight"] == "0.0"  # auto's first clusters repeat nothing
     assert 0 < float(history[1]["cluster_weight"]) <= 1
-    assert (finished / "skipped.csv").read_text() == "path,reason\n"
-    assert tomllib.loads((finished / "recipe.toml").read_text())["rounds"] == 2
-    told = record(finished)
+    assert (two_rounds / "skipped.csv").read_text() == "path,reason\n"
+    assert tomllib.loads((two_rounds / "recipe.toml").read_text())["rounds"] == 2
+    told = record(two_rounds)
     assert (told["status"], told["rounds"]) == ("done", 2)
     assert {*told["seconds_by_phase"]} == {"reading", "rounds", "result"}
-    assert not left_behind(finished)
-    assert not [*finished.glob("checkpoints/*")]
+    assert not left_behind(two_rounds)
+    assert not [*two_rounds.glob("checkpoints/*")]
 
 
-def test_features_summary_and_clusters_agree(finished):
-    features, table = np.load(finished / "features.npy"), rows(finished / "clusters.csv")
+def test_features_summary_and_clusters_agree(two_rounds):
+    features, table = np.load(two_rounds / "features.npy"), rows(two_rounds / "clusters.csv")
     assert features.dtype == np.float32 and len(features) == len(table)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
-    groups = models.load(finished).cut
+    groups = models.load(two_rounds).cut
     distances = np.linalg.norm(features[:, None] - groups.centroids.numpy()[None], axis=2)
     assert groups.cluster_of[distances.argmin(1)].tolist() == [int(row["cluster"]) for row in table]
     np.testing.assert_allclose(distances.min(1), [float(row["distance"]) for row in table], atol=1e-5)
 
-    summary = rows(finished / "cluster_summary.csv")
+    summary = rows(two_rounds / "cluster_summary.csv")
     sizes = [int(row["size"]) for row in summary]
     assert sizes == sorted(sizes, reverse=True)
     for row, size in zip(summary, sizes, strict=True):
@@ -78,9 +78,9 @@ def test_features_summary_and_clusters_agree(finished):
         assert row["nearest_cluster"] != row["cluster"]
 
 
-def test_metrics_are_those_of_the_clusters(finished):
-    table = rows(finished / "clusters.csv")
-    metrics = json.loads((finished / "metrics.json").read_text())
+def test_metrics_are_those_of_the_clusters(two_rounds):
+    table = rows(two_rounds / "clusters.csv")
+    metrics = json.loads((two_rounds / "metrics.json").read_text())
     both = [row["label"] for row in table], [row["cluster"] for row in table]
     assert metrics["nmi"] == pytest.approx(normalized_mutual_info_score(*both, average_method="geometric"), abs=1e-4)
     assert metrics["ari"] == pytest.approx(adjusted_rand_score(*both), abs=1e-4)
@@ -88,12 +88,12 @@ def test_metrics_are_those_of_the_clusters(finished):
     assert metrics["nmi_average"] == "geometric"
 
 
-def test_labels_change_nothing_but_the_metrics(finished, fitted):
-    without = fitted("--rounds", "2", "--keep-checkpoints")
+def test_labels_change_nothing_but_the_metrics(two_rounds, fit_once):
+    without = fit_once("--rounds", "2", "--keep-checkpoints")
     assert Checkpoints(without / "checkpoints").latest().values["round"] == 2
     assert not (without / "metrics.json").exists()
-    assert [row | {"label": ""} for row in rows(finished / "clusters.csv")] == rows(without / "clusters.csv")
-    assert (without / "features.npy").read_bytes() == (finished / "features.npy").read_bytes()
+    assert [row | {"label": ""} for row in rows(two_rounds / "clusters.csv")] == rows(without / "clusters.csv")
+    assert (without / "features.npy").read_bytes() == (two_rounds / "features.npy").read_bytes()
 
 
 def test_without_k_a_number_is_suggested(photos, tmp_path):

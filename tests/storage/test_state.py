@@ -74,6 +74,7 @@ def overwrite(place: Path) -> None:
 WORK: dict[str, Callable[[Path], object]] = {
     "name": lambda place: apply(place / "run", Edits(names={2: "c"})),
     "undo": lambda place: undo(place / "run"),
+    "redo": lambda place: redo(place / "run"),
     "update": lambda place: update(place / "run", str(place / "more.npy")),
     "overwrite": overwrite,
     "promote": lambda place: promote(place / "new", place / "run", force=True),

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch.optim import SGD
 
 import deepcluster
-from tests.helpers.exports import photos_run
+from tests.helpers.tiny import photos_run
 
 PUBLIC: dict[str, Any] = {}
 for package in ("", *(f".{module.name}" for module in pkgutil.iter_modules(deepcluster.__path__) if module.ispkg)):
@@ -37,12 +37,12 @@ def names_with_docstrings() -> list[object]:
 
 @pytest.mark.parametrize("name", names_with_docstrings())
 def test_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Run it in a folder with a finished run, ``runs/photos``."""
+    """Run it in a folder with a finished run, ``runs/photos``, if it names that."""
     if name in NEEDS and find_spec(NEEDS[name]) is None:
         pytest.skip(f"needs {NEEDS[name]}")
-    (tmp_path / "runs").mkdir()
-    run = photos_run(tmp_path, {"a.png": 0, "b.png": 1}, names={0: "beach"}).rename(tmp_path / "runs/photos")
-    np.save(run / "features.npy", np.eye(2, 4, dtype=np.float32))
+    if "runs/photos" in PUBLIC[name].__doc__:
+        (tmp_path / "runs").mkdir()
+        photos_run(tmp_path, {"a.png": 0, "b.png": 1}, names={0: "beach"}).rename(tmp_path / "runs/photos")
     monkeypatch.chdir(tmp_path)
     example = doctest.DocTestParser().get_doctest(PUBLIC[name].__doc__, {**NAMES}, name, None, None)
     assert 1 <= sum(part.source.count("\n") for part in example.examples) <= 5

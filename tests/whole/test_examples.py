@@ -30,21 +30,20 @@ from torchvision.transforms.functional import five_crop
 
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
-from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
+from deepcluster.images.views import Augmentation
+from deepcluster.learning.draws import each_once, uniform_over_clusters
 from deepcluster.learning.training import Learning, PseudoLabels, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network, build
 from deepcluster.nets.weights import shapes_only
 from deepcluster.runs.run import placement_columns
 from deepcluster.runs.teach import read_answers
 from deepcluster.storage.run_folder import RunFolder
-from tests.helpers.drawings import KINDS, draw
-from tests.helpers.exports import photos_run, write_clusters, write_image
-from tests.helpers.image_files import HEIC, files_of_all_modes, stored
+from tests.helpers.drawings import KINDS, draw, write_image
+from tests.helpers.image_files import HEIC, dng, files_of_all_modes, stored
 from tests.helpers.pages import ROOT
 from tests.helpers.ranks import WAIT
 from tests.helpers.runs import predicted
-from tests.helpers.tiny import tiny_run
-from tests.images.test_decode import dng
+from tests.helpers.tiny import photos_run, tiny_run, write_clusters
 
 EXAMPLES = ROOT / "examples"
 slow = pytest.mark.slow
@@ -79,10 +78,10 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
     return count
 
 
-SLOW = [pytest.param(name, marks=slow) for name in ("change_a_step.py", "own_network.py")]
+SLOW = [pytest.param(name, marks=slow) for name in ("own_loop.py", "change_a_step.py", "own_network.py")]
 
 
-@pytest.mark.parametrize("name", ["from_scratch.py", "own_loop.py", *SLOW])
+@pytest.mark.parametrize("name", ["from_scratch.py", *SLOW])
 def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # from_scratch.py draws on the screen without it
     has_run = name == "change_a_step.py"
@@ -227,8 +226,8 @@ def test_the_linear_protocol_by_layers(linear, output_of, photos, tmp_path):
     assert torch.equal(torch.stack(linear["ten_crops"](images, 2)), torch.stack([*five, *(x.flip(3) for x in five)]))
 
 
-def test_probes_tell_the_labels_of_test_images(output_of, fitted, photos):
-    run = str(fitted("--labels", "folders"))
+def test_probes_tell_the_labels_of_test_images(output_of, fit_once, photos):
+    run = str(fit_once("--labels", "folders"))
     for own in ([], ["--own", str(photos)]):
         lines = output_of("research/probes.py", run, str(photos), "--neighbours", "1", *own)
         assert [line.split()[0] for line in lines] == ["top1_k1", "top1_linear"]
@@ -355,6 +354,7 @@ def test_label_studio(output_of, tmp_path):
         output_of("label_studio.py", "tasks", str(run), "/proc", str(tmp_path / "x"))
 
 
+@slow
 def test_conv4(output_of, tmp_path):
     """Two kinds of images; a run that was stopped after an epoch ends like one that was not."""
     random = np.random.default_rng(7)
@@ -377,6 +377,9 @@ def test_conv4(output_of, tmp_path):
     assert one.read_bytes() == other.read_bytes()
     assert 0 < float(lines("run", "1", "--recipe", "classic", "--average", ".5")[-1].split()[-1]) <= 1
 
+
+def test_the_views_and_heads_of_conv4(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "research")
     page = runpy.run_path(str(EXAMPLES / "research/conv4.py"))
     # All 81 crops of the padded image, each also mirrored, and no other view.
     image = torch.arange(1, 193, dtype=torch.uint8).view(1, 3, 8, 8)

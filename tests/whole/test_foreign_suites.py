@@ -17,8 +17,8 @@ from deepcluster.clustering.agreement import compared
 from deepcluster.clustering.kmeans import assigner, score_precision, spread_rows
 from deepcluster.export import parquet
 from tests.helpers.commands import command
-from tests.helpers.exports import hand_run
 from tests.helpers.runs import rows, small_fit
+from tests.helpers.tiny import hand_run
 
 of_kmeans = pytest.importorskip("sklearn.cluster.tests.test_k_means")  # in its wheels, but not in every distribution
 of_scores = pytest.importorskip("sklearn.metrics.cluster.tests.test_supervised")

@@ -165,10 +165,10 @@ def test_run_folders_are_no_images(tmp_path, ends):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_run_is_refused(fitted, run, photos, tmp_path, ends):
+def test_a_checkpoint_of_another_run_is_refused(fit_once, run, photos, tmp_path, ends):
     """Of the same size, options and seed."""
-    other, stopped = fitted("--rounds", "2", "--keep-checkpoints"), tmp_path / "stopped"
-    shutil.copytree(fitted("--rounds", "2"), stopped, ignore=shutil.ignore_patterns("checkpoints"))
+    other, stopped = fit_once("--rounds", "2", "--keep-checkpoints"), tmp_path / "stopped"
+    shutil.copytree(fit_once("--rounds", "2"), stopped, ignore=shutil.ignore_patterns("checkpoints"))
     change_record(stopped, status="stopped")
     shutil.copytree(other / "checkpoints", stopped / "checkpoints")
     before = contents(stopped)

@@ -53,12 +53,12 @@ from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.signals import stoppable
 from deepcluster.seeding import generator
 from deepcluster.storage.clusters_file import read_clusters
+from tests.helpers.image_files import source_of
 from tests.helpers.loop import learn, loop
 from tests.helpers.pages import ROOT as REPOSITORY
 from tests.helpers.ranks import WAIT, Ranks
 from tests.helpers.runs import record
 from tests.helpers.shared import OPTIONS, files_of, pixels
-from tests.images.test_decode import source_of
 
 
 def error_of(processes: Processes, work: Callable[..., Any], *arguments: Any) -> str:

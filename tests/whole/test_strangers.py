@@ -1,7 +1,7 @@
-"""Files that are damaged or a stranger's: every command ends with one line, the exit code of the file, little memory.
+"""Models and weights of strangers, and damaged runs: a command ends with one line, the right exit code, little memory.
 
-The first table is every file that a command reads, times every kind of harm. The tables after it are of files that
-somebody wrote on purpose: their digests are made to fit.
+Images of strangers: tests/images/test_decode.py, test_shards.py and test_faults_images.py. The first table is
+every such file times every kind of harm. The tables after it are of files that somebody wrote: their digests fit.
 """
 
 import builtins
@@ -13,12 +13,11 @@ import os
 import pickle
 import random
 import shutil
-import stat
 import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,14 +47,14 @@ from fuzz import harness
 from fuzz import model as fuzz_model
 from fuzz.harness import peak_memory
 from tests.helpers import tiny
-from tests.helpers.runs import change_record, contents, result, rows, small_fit
+from tests.helpers.runs import change_record, contents, rows, small_fit
 
 CONFIG, WEIGHTS, CLUSTERS = (
     f"run/model/{name}" for name in ("config.json", "model.safetensors", "clusters.safetensors")
 )
 PREDICT, REPORT, RECUT = "predict {run} {image}", "report {run}", "recut {run} -k 2 -q"
 FIT = "fit {photos} -k 2 --backbone compact --image-size 16 --rounds 0 -q -o {here}/out"
-# Every file that is read: the command that reads it, and its exit code where that file is unusable.
+# The command that reads a file, and its exit code if that file is unusable.
 READERS = {
     **dict.fromkeys((CONFIG, WEIGHTS, CLUSTERS), (PREDICT, 4)),
     **{f"run/{name}": (REPORT, 5) for name in (
@@ -64,12 +63,6 @@ READERS = {
     "run/features.npy": (RECUT, 5),
     "run/residuals.npy": (RECUT, 5),
     "run/recipe.toml": (RECUT, 2),
-    "recipe.toml": ("fit {photos} --recipe {file} --rounds 0 -o {here}/out", 2),
-    "edits.json": ("apply {run} {file}", 2),
-    "labels.csv": ("evaluate {run} --labels {file}", 3),
-    "list.txt": ("predict {run} {file}", 3),
-    "images.npy": ("predict {run} {file}", 3),
-    "own.npy": ("fit --features {file} -k 2 -q -o {here}/out", 3),
     "w.pt": (f"{FIT} --weights {{file}}", 4),
     "w.safetensors": (f"{FIT} --weights {{file}}", 4),
 }  # fmt: skip
@@ -96,7 +89,7 @@ class Place:
         said = self.ends(READERS[name][0].format(**values).split(), *codes)
         assert peak_memory() - before < 500e6, "it takes much memory"
         lines = said.splitlines()
-        assert all(line.isprintable() and (len(line) < 1000 or name == "list.txt") for line in lines)
+        assert all(line.isprintable() and len(line) < 1000 for line in lines)
         assert sum(not line.startswith(("skipped ", "warning: ")) for line in lines) <= 1
         return said
 
@@ -110,22 +103,12 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def whole(finished: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's images are nowhere, so that a report takes no time."""
     here = tmp_path_factory.mktemp("whole") / "here"
     run = Path(shutil.copytree(finished, here / "run"))
     change_record(run, base=str(here / "nowhere"))
     (run / "nouns.csv").write_text("path,noun,probability\n" + "a,b,0.5\n" * 31)  # cut in half, it ends inside a line
-    shutil.copy(run / "recipe.toml", here)
-    edits = {"schema_version": 1, "cut": result(run)["cut"], "names": {"0": "a"}}
-    (here / "edits.json").write_text(json.dumps(edits))
-    labels = (f"{row['path']},{i % 3}\n" for i, row in enumerate(rows(run / "clusters.csv")))
-    (here / "labels.csv").write_text("path,label\n" + "".join(labels))
-    paths = "".join(f"{path}\n" for path in sorted(photos.rglob("*.png"))[:3])
-    # Cut in half, it ends inside a name, and not at a folder with the files of other tests.
-    (here / "list.txt").write_text(paths + "\n" * (len(paths) - 6))
-    np.save(here / "images.npy", np.zeros((4, 8, 8, 3), np.uint8))
-    np.save(here / "own.npy", np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32))
     state = build("compact", image_size=16).body.state_dict()
     torch.save(state, here / "w.pt")
     save_file(state, here / "w.safetensors")
@@ -155,15 +138,18 @@ def at_random(seed: int, path: Path) -> None:
     path.write_bytes(harness.changed([path.read_bytes()], random.Random(seed)))
 
 
-HARMS: dict[str, Change] = {
+DAMAGE: dict[str, Change] = {
     "empty": put(b""),
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "text": put(b"hello"),
+    "missing": Path.unlink,
+}
+HARMS: dict[str, Change] = {
+    **DAMAGE,
     "zeros": put(bytes(1000)),
-    "deep": put(b"[" * 200_000),  # longer than a field of a table may be
+    "deep": put(b"[" * 200_000),
     "no UTF-8": put(b"\xff"),
     "300 GB": lambda path: os.truncate(path, 300 << 30),
-    "missing": Path.unlink,
     "FIFO": instead(os.mkfifo),
     "folder": instead(Path.mkdir),
     "device": instead(lambda path: path.symlink_to("/dev/zero")),
@@ -173,23 +159,13 @@ HARMS: dict[str, Change] = {
 
 
 def expected(name: str, harm: str) -> tuple[int, ...]:
-    code, kind = READERS[name][1], Path(name).suffix
+    code = READERS[name][1]
     if harm.startswith("change") and name not in (WEIGHTS, CLUSTERS):
         return (0, code, OutOfMemoryError.exit_code, NonFiniteError.exit_code)
-    if harm == "300 GB" and kind in (".npy", ".safetensors", ".pt"):
-        return (0,) if kind == ".npy" else (4, 6)  # what follows an array is not read
-    if name.startswith("run/") and Path(name).name in SPARE and harm in ("missing", "device", "loop"):
-        return (0,)  # a link is no file of a run
-    if name == "run/recipe.toml" and harm in ("FIFO", "folder"):
-        return (5,)
-    if name in ("run/recipe.toml", "recipe.toml", "edits.json") and harm == "loop":
-        return (5,)  # the system refuses to open it
-    if name in ("labels.csv", "list.txt") and harm == "cut":
+    if harm == "300 GB" and name != CONFIG:
+        return (4, 6)
+    if harm == "missing" and Path(name).name in SPARE:
         return (0,)
-    if name in ("list.txt", "images.npy") and harm == "folder":
-        return (0,)  # a folder without images is no error
-    if name == "labels.csv" and harm in ("missing", "loop"):
-        return (2,)
     return (code,)
 
 
@@ -199,7 +175,8 @@ def test_any_harm_ends_in_one_line_that_names_the_file(place: Place, name: str) 
     place.make()
     file, before = place.here / name, contents(place.here)
     sound = file.read_bytes()
-    for harm, change in HARMS.items():
+    is_mine = name.startswith("run/") and name not in (CONFIG, WEIGHTS, CLUSTERS)  # only damaged by accident
+    for harm, change in (DAMAGE if is_mine else HARMS).items():
         change(file)
         codes = expected(name, harm)
         if 0 in codes:
@@ -322,14 +299,6 @@ def network(name: Any, size: Any = tiny.SIZE) -> dict[str, Any]:
     return {"image_size": size, "store_size": size, "architecture": architecture}
 
 
-# Put into a JSON object that may have other keys.
-JSON = {
-    "NaN": b'"z": NaN',
-    "beyond all bounds": b'"z": 1e999',
-    "many digits": b'"z": ' + b"9" * 10_000,
-    "a key twice": b'"z": 1, "z": 1',
-    "too long": b'"z": "' + b" " * MAX_JSON + b'"',
-}
 ONE = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 HEADERS = {
     "no header": bytes(8),
@@ -339,7 +308,6 @@ HEADERS = {
     "a shape of 10^18": tiny.safetensors_bytes(ONE.replace(b"[2]", b"[1000000000,1000000000]"), bytes(8)),
     "a hole": tiny.safetensors_bytes(ONE, bytes(16)),
 }
-HEADER = ",".join(FILES["images.csv"].columns).encode()
 
 
 def tensors(**changes: Any) -> Change:
@@ -352,21 +320,6 @@ def config(**values: Any) -> Change:
 
 def signed(content: bytes) -> Change:
     return lambda path: tiny.write_weights(path.parent, content)
-
-
-def inserted(text: bytes) -> Change:
-    return lambda path: path.write_bytes(b"{" + text + b"," + path.read_bytes()[1:])
-
-
-def npy(array: np.ndarray) -> Change:
-    return lambda path: np.save(path, array)
-
-
-def claiming(shape: str) -> Change:
-    """Write an .npy file whose header says something else than what is in it."""
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    header += b" " * (117 - len(header)) + b"\n"
-    return put(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
 
 
 STRANGE: dict[str, dict[str, Change]] = {
@@ -402,24 +355,6 @@ STRANGE: dict[str, dict[str, Change]] = {
         "names as numbers": tensors(names=[1, 2, 3]),
         "another run": tensors(run="another"),
         "another change": lambda path: path.write_bytes(path.read_bytes().replace(b"number", b"numbre", 1)),
-    },
-    "run/run.json": {
-        "a truth": put(b'{"run": "x", "images": "a", "base": "-", "seed": true, "rounds": 0}'),
-        "a text for a number": lambda path: change_record(path.parent, seconds="long"),
-        **{name: inserted(text) for name, text in JSON.items()},
-    },
-    "run/features.npy": {
-        "too few rows": npy(np.zeros((47, 4), np.float32)),
-        "float64": npy(np.zeros((48, 4))),
-        "a shape that is a program": claiming("(__import__('os').getpid(), 4)"),
-    },
-    "run/images.csv": {
-        "another header": put(b"a,b\n1,2\n"),
-        "a long row": put(HEADER + b"\n" + b"1," * 20 + b"\n"),
-        "a column twice": lambda path: path.write_bytes(path.read_bytes().replace(b"\n", b",path\n")),
-        "an open quote": put(HEADER + b'\n"x.png,ok,,,,,,\n'),
-        "no image": put(HEADER + b"\n"),
-        "without the last image": lambda path: path.write_bytes(b"".join(path.read_bytes().splitlines(True)[:-1])),
     },
 }  # fmt: skip
 
@@ -563,23 +498,3 @@ def test_a_scratch_file_is_never_the_target_of_a_link(tmp_path, monkeypatch):
     with pytest.raises(DiskError, match=os.strerror(errno.EEXIST)):
         write_whole(tmp_path / "a", lambda file: file.write("other"))
     assert target.read_text() == "hello" and scratch.is_symlink() and not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EIO])
-def test_a_file_system_whose_folders_know_no_fsync(number, tmp_path, monkeypatch):
-    """As some of SMB and FUSE; the same error of a file, or another one of a folder, is an error."""
-    fsync, error = os.fsync, OSError(number, os.strerror(number))
-
-    def refusing(descriptor, *, kind=stat.S_ISDIR):
-        if kind(os.fstat(descriptor).st_mode):
-            raise error
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", refusing)
-    with pytest.raises(DiskError, match=error.strerror) if number == errno.EIO else nullcontext():
-        write_whole(tmp_path / "a", lambda file: file.write("new"))
-    assert (tmp_path / "a").read_text() == "new"
-    monkeypatch.setattr(os, "fsync", partial(refusing, kind=stat.S_ISREG))
-    with pytest.raises(DiskError, match=error.strerror):
-        write_whole(tmp_path / "b", lambda file: file.write("new"))
-    assert not (tmp_path / "b").exists()

@@ -1,5 +1,5 @@
 /* ---- the list of clusters --------------------------------------------------------------------------------------------- */
-// takes: $$, onPage, $ (report.js); t (language.js); cards, placeOf, sizeOf, base, nameOf, titleOf, hintsOf (clusters.js); openCluster (images.js)
+// takes: $$, onPage, $ (report.js); t (language.js); cards, titleOf, hintsOf (clusters.js); openCluster (images.js)
 //   openOne (one.js)
 
 let minded = null;  /* the number of the cluster that keys are for */
@@ -10,7 +10,6 @@ function mind(number, scroll = true) {
   const card = cards.get(number);
   card.classList.add("chosen");
   card.tabIndex = -1;
-  card.closest(".group")?.setAttribute("open", "");
   if (!scroll) return;
   card.focus({preventScroll: true});
   card.scrollIntoView({block: "start"});
@@ -25,7 +24,7 @@ function step(by) {
 /* The pictures of a card are one stop of Tab, and arrows walk them. A dialog gives the focus back to the picture that opened it. */
 onPage.push(() => {
   for (const card of cards.values()) $$("[data-row] > *", card).forEach((face, k) => Object.assign(face, {role: "button", tabIndex: k ? -1 : 0}));
-  arrange();
+  filter();
   if (cards.has(minded)) mind(minded, false);
 });
 $("#clusters").addEventListener("keydown", event => {
@@ -43,34 +42,18 @@ function plain(text) {
   return text.replace(/\p{Z}/gu, " ").replace(/\p{C}/gu, "").trim();
 }
 
-const orders = {
-  number: (a, b) => placeOf(a) - placeOf(b),
-  size: (a, b) => sizeOf(b) - sizeOf(a) || a - b,
-  distance: (a, b) => (base.get(a).distance ?? Infinity) - (base.get(b).distance ?? Infinity) || a - b,
-  name: (a, b) => !nameOf(a) - !nameOf(b) || nameOf(a).localeCompare(nameOf(b)) || a - b,
-};
-
-function arrange() {
+function filter() {
   const wanted = plain($("#filter").value).toLowerCase();
-  const sorted = [...cards.keys()].sort(orders[$("#sort").value]);
   let found = 0;
-  for (const number of sorted) {
-    const text = `${titleOf(number)} ${hintsOf(number)} ${$(".labels", cards.get(number))?.textContent ?? ""}`.toLowerCase();
-    cards.get(number).hidden = !text.includes(wanted);
+  for (const [number, card] of cards) {
+    const text = `${titleOf(number)} ${hintsOf(number)} ${$(".labels", card)?.textContent ?? ""}`.toLowerCase();
+    card.hidden = !text.includes(wanted);
     found += text.includes(wanted);
-  }
-  for (const list of [...$$(".cards"), $("#cluster-list")]) {
-    const inside = sorted.map(number => cards.get(number)).filter(card => card.parentElement === list), group = list.closest(".group");
-    list.append(...inside);
-    if (group) group.hidden = inside.every(card => card.hidden);
-    if (group && wanted) group.open = true;
   }
   $("#filtered").textContent = !wanted ? "" : found ? t("{0} of {1}", found, cards.size) : t("No cluster is called {0}", $("#filter").value.trim());
 }
 
-$("#open-all").addEventListener("click", () => $$(".group").forEach(group => { group.open = true; }));
-$("#sort").addEventListener("change", arrange);
-$("#filter").addEventListener("input", arrange);
+$("#filter").addEventListener("input", filter);
 
 /* Actions on a cluster, by the buttons of its card. */
 const acts = {all: openCluster};

@@ -1,6 +1,6 @@
 /* ---- a change: one request, and one answer, which brings the page after it; on the page of a server ------------------- */
 // takes: $, data, $$, showPage, element, onPage, grouped (report.js); t, isTranslated, translate, translated, images (language.js)
-//   cards, present (clusters.js); minded (cards.js)
+//   cards (clusters.js); minded (cards.js)
 
 document.documentElement.classList.add("served");
 
@@ -59,7 +59,7 @@ function inWords(action, said) {
   const changed = said.match(/[\d,]+ images? changed their cluster/)?.[0] ?? said;  /* the list was seen before */
   if (!isTranslated) return changed;
   if (action === "recut") return t("Cut into {0} clusters.", cards.size);
-  return {undo: t("Taken back."), redo: t("Made again."), teach: translated([changed]).join("")}[action] ?? `${t("Applied.")}${wordsOf(said.replace(/^.*?: /, ""))}`;
+  return {read: translated([said.split("\n")[0]]).join(""), undo: t("Taken back."), redo: t("Made again."), teach: translated([changed]).join("")}[action] ?? `${t("Applied.")}${wordsOf(said.replace(/^.*?: /, ""))}`;
 }
 
 function wordsOf(text) {
@@ -94,8 +94,8 @@ $("#redo").addEventListener("click", () => change("redo", {}));
 let lastMoved = null;
 
 onPage.push(() => {
-  const {answers, checked, quality, right, done, undone} = data.served;
-  const told = [...(checked ? [t("{0} of {1} checked", grouped(checked), grouped(present().length))] : []), ...(answers ? [t(answers === 1 ? "{0} answer" : "{0} answers", grouped(answers))] : []),
+  const {answers, quality, right, done, undone} = data.served;
+  const told = [...(answers ? [t(answers === 1 ? "{0} answer" : "{0} answers", grouped(answers))] : []),
     ...(lastMoved === null ? [] : [t("{0} moved by the last ones", images(lastMoved))]), ...(quality ? [translated([quality]).join("")] : [])];
   $("#progress-text").textContent = $("#teach-progress").textContent = told.join(" · ");
   $("#progress progress").hidden = right === null;

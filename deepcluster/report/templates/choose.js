@@ -1,10 +1,13 @@
 /* ---- which cluster is meant, on the page of a server --------------------------------------------------------------------- */
 // takes: $, element, $$ (report.js); t, images (language.js)
-//   firstFree, present, base, clusterOf, faceOf, titleOf, perhaps, sizeOf, nameOf, hintsOf, isPresent (clusters.js); plain (cards.js)
+//   firstFree, present, base, ofKinds, newNames, clusterOf, faceOf, titleOf, perhaps, sizeOf, nameOf, hintsOf, isPresent (clusters.js); plain (cards.js); complete (complete.js)
 
+let offeredNames = [];
+complete($("#merge-filter"), () => offeredNames);
 const nextFree = () => Math.max(firstFree - 1, ...present()) + 1;
 
-/* Ask for a cluster, by its picture, number, name or hint: first those of the images ``alike``, then those like a cluster. */
+/* Ask for a cluster, by its picture, number, name or hint: first those of the images ``alike``, then those like a cluster.
+   ``made``: The number of a new one that may be made, by another name. A kind takes images as one. */
 function choose({title, hint, others, like, alike = [], made = null, done, back}) {
   const dialog = $("#merge"), list = $("#merge-list"), filter = $("#merge-filter");
   $("#merge-title").textContent = title;
@@ -12,6 +15,8 @@ function choose({title, hint, others, like, alike = [], made = null, done, back}
   const rank = number => ((base.get(like)?.near ?? []).indexOf(number) + 1) || Infinity;
   const votes = number => alike.filter(row => clusterOf(row) === number).length;
   others = [...others].sort((a, b) => votes(b) - votes(a) || rank(a) - rank(b) || a - b);
+  if (made !== null) others = ofKinds(others);
+  offeredNames = made === null ? [] : others.map(nameOf).filter(Boolean);
   const entry = (value, face, text, about) => element("li", {}, element("button", {type: "submit", value: String(value)}, face,
     element("span", {}, text), element("span", {className: "quiet"}, about)));
   list.replaceChildren(...(made === null ? [] : [entry(made, element("span", {className: "tile"}, "+"), t("A new cluster"), t("number {0}", made))]),
@@ -21,19 +26,19 @@ function choose({title, hint, others, like, alike = [], made = null, done, back}
   const called = other => plain(nameOf(other)).toLowerCase();
   const isLike = (other, text) => /^\d+$/.test(text) ? String(other).startsWith(text) || called(other).includes(text)
     : [titleOf(other), ...hintsOf(other)].some(word => word.toLowerCase().includes(text));
-  /* The cluster that was typed: by its number, or by a name or a part of one that no other has. Of several with a name the first takes images, but no cluster. */
+  /* The cluster that was typed: by its number, or by a name or a part of one that no other has. */
   const meant = () => {
     const text = typed(), word = t("cluster {0}", "").trim(), number = text.startsWith(word) ? text.slice(word.length).trim() : text;
     if (isPresent(Number(number)) && /^\d+$/.test(number)) return others.find(other => other === Number(number));
     const named = others.filter(other => text && [called(other), titleOf(other).toLowerCase()].includes(text));
-    const some = named.length ? named.slice(0, made === null ? named.length : 1) : others.filter(other => text && isLike(other, text));
+    const some = named.length ? named : others.filter(other => text && isLike(other, text));
     return some.length === 1 ? some[0] : undefined;
   };
-  $("#follow").closest("p").hidden = made === null;
   filter.value = "";
   filter.oninput = () => {
     const text = typed(), one = meant();
-    if (made !== null) button(made).parentElement.hidden = Boolean(text);
+    if (made !== null) button(made).parentElement.hidden = text && others.some(other => called(other) === text);
+    if (made !== null) $("span:nth-of-type(2)", button(made)).textContent = text ? t("A new cluster: {0}", plain(filter.value)) : t("A new cluster");
     for (const other of others) {
       button(other).parentElement.hidden = !isLike(other, text);
       button(other).classList.toggle("meant", other === one);
@@ -43,7 +48,7 @@ function choose({title, hint, others, like, alike = [], made = null, done, back}
   filter.onkeydown = event => {
     if (event.key !== "Enter") return;
     event.preventDefault();
-    const one = meant();
+    const one = meant() ?? (typed() && made !== null && $$("li:not([hidden])", list).length === 1 ? made : undefined);
     if (one !== undefined && !event.isComposing) button(one).click();
   };
   dialog.onkeydown = event => {
@@ -54,7 +59,9 @@ function choose({title, hint, others, like, alike = [], made = null, done, back}
     stops[Math.max(0, Math.min(stops.length - 1, stops.indexOf(document.activeElement) + step))].focus();
   };
   $("form", dialog).onsubmit = event => {
-    if (event.submitter.value !== "") done(Number(event.submitter.value));
+    const {value} = event.submitter;
+    if (Number(value) === made && typed()) newNames.set(made, plain(filter.value));
+    if (value !== "") done(Number(value));
   };
   dialog.onclose = back;
   dialog.showModal();

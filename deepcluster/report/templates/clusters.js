@@ -6,7 +6,7 @@
 let base, cards, sizes, firstFree, sample;
 let moved = new Map();  /* rows that a list has moved, and their new clusters */
 const known = new Map();  /* facts about rows that are not in the page */
-const standing = new Map();  /* clusters that an edit made: the one that each stands behind in the list */
+const newNames = new Map();  /* of clusters that a list makes by its moves */
 
 onPage.push(() => {
   base = new Map(data.clusters.map(cluster => [cluster.number, cluster]));
@@ -60,12 +60,12 @@ const orderings = {
   path: () => 0,
 };
 const sorted = (rows, order) => rows.map(placeIn).sort((i, j) => orderings[order](i, j) || i - j).map(i => i * sample.step);
-const inPage = number => [...sample.cluster.keys()].filter(i => sample.cluster[i] === number).map(i => i * sample.step);
+const inPage = (...numbers) => [...sample.cluster.keys()].filter(i => numbers.includes(sample.cluster[i])).map(i => i * sample.step);
 
-/* The images that are asked for: a file has those in the page. All answers are promises: rows of a cluster in an order, whether
+/* The images that are asked for: a file has those in the page. All answers are promises: rows of clusters in an order, whether
    facts about rows have come, and the rows most like some. */
 const library = {
-  rows: async (number, order) => sorted(inPage(number), order),
+  rows: async (numbers, order) => sorted(inPage(...numbers), order),
   facts: async () => false,
   alike: async rows => rows.map(placeIn).flatMap(i => i < 0 || !sample.similar ? [] : [...sample.similar.slice(i * sample.alike, (i + 1) * sample.alike)])
     .map(i => i * sample.step),
@@ -75,14 +75,17 @@ const sizeOf = number => sizes.get(number) ?? 0;
 const isPresent = number => sizeOf(number) > 0;
 const present = () => [...sizes.keys()].filter(isPresent);
 const maySplit = number => Boolean(sample && base.get(number)?.parts);
-const placeOf = number => standing.has(number) ? placeOf(standing.get(number)) + number / 1e9 : number;
-const nameOf = number => base.get(number)?.name ?? "";
+const nameOf = number => base.get(number)?.name ?? newNames.get(number) ?? "";
 const withName = (text, number) => text + (nameOf(number) ? ` · ${nameOf(number)}` : "");
 const titleOf = number => number < 0 ? t("no cluster") : withName(t("Cluster {0}", number), number);
 const callOf = number => withName(t("cluster {0}", number), number);  /* inside a sentence */
-const shortOf = number => withName(String(number), number);
 const hintsOf = number => cards.has(number) ? $$(".hints:not([hidden]) [data-chinese]", cards.get(number)).map(hint => hint.textContent) : [];
 const perhaps = number => hintsOf(number).slice(0, 1).map(hint => ` · ${t("perhaps")} ${hint}`).join("");
+
+/* A kind is all clusters of one name, or one without a name. It goes by its first cluster. */
+const kindOf = number => nameOf(number) || number;
+const membersOf = number => present().filter(other => kindOf(other) === kindOf(number));
+const ofKinds = choices => choices.filter((choice, k) => choices.findIndex(other => kindOf(other) === kindOf(choice)) === k);
 
 /* The picture of a cluster. */
 function faceOf(number, side) {

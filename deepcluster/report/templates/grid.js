@@ -21,15 +21,16 @@ function select(on) {
 
 const EACH_TIME = 200;  /* images whose facts a list asks for at a time */
 
-/* A list of pictures of which only those in sight exist. Arrows walk, Space selects, Enter enlarges. */
-function makeGrid(scroller, side) {
+/* A list of pictures of which only those in sight exist: as large as takes no more rows than the smallest of the sides.
+   Arrows walk, Space selects, Enter enlarges. */
+function makeGrid(scroller, sides) {
   const inner = element("div", {className: "tiles", role: "listbox", ariaLabel: t("Images")});
   inner.setAttribute("aria-multiselectable", "true");
   inner.tabIndex = 0;
   scroller.replaceChildren(inner);
   scroller.tabIndex = -1;
   const gap = 4, live = new Map();
-  let list = [], across = 1, at = 0, from = 0;  /* rows of images */
+  let list = [], side = sides.at(-1), across = 1, at = 0, from = 0;  /* rows of images */
 
   function draw() {
     const width = scroller.clientWidth - 4;
@@ -130,11 +131,12 @@ function makeGrid(scroller, side) {
       at = keep ? places.get(next) ?? Math.max(0, rows.length - 1) : 0;
       from = at;
       list = rows;
+      const rowsOf = one => Math.ceil(rows.length / Math.max(1, Math.floor(scroller.clientWidth / (one + gap))));
+      side = sides.find(one => rowsOf(one) <= rowsOf(sides.at(-1)));
       if (!keep) scroller.scrollTop = 0;
       drawAnew();
     },
     list: () => list,
-    seen: () => list.slice(...[scroller.scrollTop, scroller.scrollTop + scroller.clientHeight].map(y => Math.round(y / (side + gap)) * across)),
     at: () => list.slice(at, at + 1),
     next: () => go(at + 1),
     focus: () => inner.focus({preventScroll: true}),

@@ -1,28 +1,29 @@
 /* ---- the dialog with all images of a cluster, or with those that were drawn around on the map ------------------------- */
-// takes: data, $, grouped, whenMoved, $$ (report.js); images, t (language.js); copy, save (files.js); sheet, sheetReady (pictures.js)
+// takes: data, $, grouped, whenMoved, $$ (report.js); images, t (language.js); save (files.js); sheet, sheetReady (pictures.js)
 //   sample, library, moved, titleOf, sizeOf, cards, pathOf, clusterOf, nameOf, factsOf (clusters.js)
 //   makeGrid, tick, select, isSelecting, ticked, whenTicked (grid.js); mapped (map.js)
 
-const tileSide = () => data.served ? 104 : Math.max(56, Math.min(104, 2 * (sheet?.naturalWidth || 48 * data.columns) / data.columns));
+const tileSides = () => data.served ? [208, 160, 128, 102] : [Math.max(56, Math.min(104, 2 * (sheet?.naturalWidth || 48 * data.columns) / data.columns))];
 
 let grid = null, listed = null;  /* what the dialog shows; null if it is closed */
 
 function openCluster(number) {
   if (sample) openImages({
-    rows: order => library.rows(number, order), of: rows => [...rows.filter(row => !moved.has(row)), ...[...moved.keys()].filter(row => moved.get(row) === number)],
+    rows: order => library.rows([number], order), of: rows => [...rows.filter(row => !moved.has(row)), ...[...moved.keys()].filter(row => moved.get(row) === number)],
     title: () => titleOf(number), total: () => sizeOf(number), back: () => cards.get(number)?.focus({preventScroll: true}),
   });
 }
 
 /* Open a list: ``rows`` promises its images in an order, ``of`` chooses among them by the moves. */
-async function openImages({rows, of = all => all, title, total, back = () => {}, keepTicked = false, isCheck = false}) {
+async function openImages({rows, of = all => all, title, total, back = () => {}, keepTicked = false, about = ""}) {
   await sheetReady;
   const found = await rows($("#images-order").value);
-  grid ??= makeGrid($("#images-grid"), tileSide());
+  grid ??= makeGrid($("#images-grid"), tileSides());
   listed = {rows, of, title, total, back, found};
   if (!keepTicked) tick([]);
   $("#moved").textContent = "";
-  $("#images").classList.toggle("checking", isCheck);
+  $("#images").classList.toggle("checking", Boolean(about));
+  $("#images-about").textContent = about;
   if (!$("#images").open) $("#images").showModal();
   fill();
   grid.focus();
@@ -58,7 +59,6 @@ let leaveImages = () => $("#images").close();
 const withTicked = {
   all: () => tick(grid.list()),
   none: () => tick([]),
-  copy: (_, some, button) => copy(some.map(pathOf).join("\n") + "\n", button),
   csv: (_, some) => saveTable(some),
 };
 document.addEventListener("click", async event => {
@@ -66,8 +66,8 @@ document.addEventListener("click", async event => {
   if (!button) return;
   const chosen = [...ticked], listed = button.closest("#images") ? grid.list() : mapped.list();
   const some = chosen.length ? chosen.sort((a, b) => a - b) : listed;
-  if (["copy", "csv"].includes(button.dataset.ticked)) await library.facts(some);
-  withTicked[button.dataset.ticked](chosen, some, button);
+  if (button.dataset.ticked === "csv") await library.facts(some);
+  withTicked[button.dataset.ticked](chosen, some);
 });
 whenTicked.push(() => {
   for (const count of $$(".ticked-count")) count.textContent = ticked.size ? t("{0} selected", images(ticked.size)) : t("None selected");

@@ -1,17 +1,11 @@
 /* ---- keys ------------------------------------------------------------------------------------------------------- */
 // takes: $, $$ (report.js); tabs, show, toBar (tabs.js); cards (clusters.js); minded, step (cards.js); mapped (map.js)
 
-/* Letters typed ahead, while the page was loaded, are no commands. */
-let isFresh = true;
-setTimeout(() => { isFresh = false; }, 500);
-
 $("#help-open").addEventListener("click", () => $("#help").showModal());
 document.addEventListener("keydown", event => {
   if (document.body.inert) return;
   const field = event.target.matches("input:not([type=radio], [type=range], [type=checkbox]), select, textarea");
-  if (isFresh && event.key.length === 1 && !field) return event.preventDefault();
-  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
-  if (field) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]") || field) return;
   if (event.key >= "1" && event.key <= String(tabs.length)) {
     show(Number(event.key) - 1, true);
     return toBar();
@@ -19,7 +13,7 @@ document.addEventListener("keydown", event => {
   if (event.key === "?") return $("#help").showModal();
   if (event.key === "Escape" && $("#map")?.classList.contains("shown")) return mapped?.clear();
   /* The title of a button or field is its key. */
-  const button = [$(".bar"), cards.get(minded)].map(place => place && $(`:is(button, input)[title="${CSS.escape(event.key)}"]`, place))
+  const button = [$(".bar"), $("#path"), cards.get(minded)].map(place => place && $(`:is(button, input)[title="${CSS.escape(event.key)}"]`, place))
     .find(found => found && !found.hidden && (found.closest(".menu") ?? found).offsetParent);
   const by = $("#clusters").classList.contains("shown") && {j: 1, k: -1}[event.key];
   if (button?.matches("input")) button.select();

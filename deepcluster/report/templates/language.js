@@ -1,12 +1,12 @@
-/* ---- the language of the browser: English, or one with a file of phrases ----------------------------------------- */
-// takes: languages, $$, grouped (report.js)
+/* ---- the language of the browser, or the one that its tab was switched to: English, or one with a file of phrases ----- */
+// takes: languages, $, $$, grouped (report.js)
 
-const language = navigator.language.toLowerCase().split("-")[0];
+const language = window.name.match(/^language-(..)$/)?.[1] ?? navigator.language.toLowerCase().split("-")[0];
 const phrases = new Map(Object.entries(languages[language] ?? {}));
 const isTranslated = phrases.size > 0;
 /* A phrase about several things serves for one, if a language (Chinese) has no other for it. */
 const phraseOf = key => phrases.get(key)
-  ?? phrases.get(key.replace(/(?<=\} (?:junk |unusable )?)(image|cluster|round|name|merge|answer|edit|mark|set|file)\b/g, "$1s"));
+  ?? phrases.get(key.replace(/(?<=\} (?:junk |unusable )?)(image|cluster|kind|round|name|merge|answer|edit|mark|set|file)\b/g, "$1s"));
 const t = (text, ...values) => (phraseOf(text) || text).replace(/\{(\d)\}/g, (_, i) => values[i]);
 
 /* Return the translated nodes of a text in nodes. Its numbers, and the elements, are {0}, {1}, ... of its phrase. */
@@ -33,4 +33,9 @@ if (isTranslated) {
   document.documentElement.lang = language === "zh" ? "zh-CN" : language;
   translate(document.body);
 }
+const otherLanguage = isTranslated ? "en" : "zh";
+Object.assign($("#language"), {textContent: {en: "English", zh: "中文"}[otherLanguage], lang: otherLanguage}).addEventListener("click", () => {
+  window.name = `language-${otherLanguage}`;
+  location.reload();
+});
 const images = count => t(count === 1 ? "{0} image" : "{0} images", grouped(count));

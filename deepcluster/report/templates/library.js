@@ -2,9 +2,9 @@
 // takes: data (report.js); library, factsOf, known (clusters.js); EACH_TIME (grid.js); post (change.js)
 
 if (data.images?.step > 1) Object.assign(library, {
-  async rows(number, order) {
-    const {rows} = await post("list", {cluster: number, order}) ?? {rows: []};
-    for (const row of rows) if (factsOf(row).cluster === undefined) known.set(row, {cluster: number});
+  async rows(clusters, order) {
+    const {rows} = await post("list", {clusters, order}) ?? {rows: []};
+    for (const row of rows) if (factsOf(row).cluster === undefined && clusters.length === 1) known.set(row, {cluster: clusters[0]});
     return rows;
   },
   async facts(rows) {

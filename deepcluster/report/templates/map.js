@@ -1,45 +1,31 @@
 /* ---- the map ---------------------------------------------------------------------------------------------------- */
 // takes: $, whenMoved, element, $$, grouped, data, onPage (report.js); t, images (language.js)
 //   shorts, sheetReady, onSheet, sheet, picture (pictures.js)
-//   sample, clusterOf, firstFree, nameOf, factsOf, titleOf, callOf, sorted, placeIn, sizeOf, library, moved, present, shortOf, perhaps (clusters.js)
+//   sample, clusterOf, firstFree, nameOf, factsOf, titleOf, callOf, sorted, placeIn, sizeOf, library, moved, present, perhaps, membersOf, ofKinds (clusters.js)
 //   tick, makeGrid (grid.js); openImages (images.js)
 
 const first = ["#4c78c8", "#e08a1e", "#3f9e63", "#c9473f", "#8d63c4", "#2aa3b5", "#d667a6", "#8a7a35", "#7f8c9b", "#b5651d"];
 const colourOf = i => first[i] ?? `hsl(${(i * 137.508) % 360} ${50 + 20 * (i % 3)}% ${44 + 7 * (i % 4)}%)`;
-const ramp = [[68, 60, 140], [48, 108, 160], [36, 158, 140], [120, 196, 84], [240, 208, 52]];
-
-function between(share) {
-  const at = Math.min(ramp.length - 1.001, Math.max(0, share) * (ramp.length - 1)), i = Math.floor(at);
-  return `rgb(${ramp[i].map((value, c) => Math.round(value + (at - i) * (ramp[i + 1][c] - value))).join(" ")})`;
-}
 
 function map(points) {
-  const x = shorts(points.x), y = shorts(points.y), {label, step} = sample;
+  const x = shorts(points.x), y = shorts(points.y), {step} = sample;
   const count = x.length;
   const highest = y.reduce((most, value) => Math.max(most, value), 1), widest = x.reduce((most, value) => Math.max(most, value), 1);
   const plane = $("#plane"), canvas = $("#points"), marks = $("#marks"), tip = $("#tip");
-  let colour = "cluster", selected = null, size = [0, 0], zoom = 1, shift = [0, 0], lasso = null, under = -1, moving = null;
+  let selected = null, size = [0, 0], zoom = 1, shift = [0, 0], lasso = null, under = -1, moving = null;
   const fingers = new Map();
   let pinch = null;
-
-  /* Distances by rank, so that a few far ones do not make all others look alike. */
-  const ranks = new Float32Array(count);
-  const rankAll = () => [...sample.far.keys()].sort((a, b) => sample.far[a] - sample.far[b]).forEach((i, rank) => { ranks[i] = rank / Math.max(1, count - 1); });
-  rankAll();
 
   const scale = () => Math.min((size[0] - 32) / widest, (size[1] - 32) / highest);
   const left = i => (x[i] - widest / 2) * scale() * zoom + size[0] / 2 + shift[0];
   const top = i => (y[i] - highest / 2) * scale() * zoom + size[1] / 2 + shift[1];
   const radius = () => (count < 300 ? 4.5 : count < 1000 ? 3.4 : count < 4000 ? 2.5 : 1.8) * Math.min(2, zoom ** 0.4);
 
-  function category(i) {
-    if (colour === "distance") return Math.floor(ranks[i] * 31.99);
-    return colour === "label" ? label[i] : clusterOf(i * step);
-  }
-
-  /* A cluster that an edit made gets the next colour. */
+  /* The kind of an image, by its first cluster. A cluster that an edit made gets the next colour. */
+  let firsts = new Map();
+  const kindAt = i => firsts.get(clusterOf(i * step)) ?? clusterOf(i * step);
   const rank = number => { const at = sample.numbers.indexOf(number); return at < 0 ? sample.numbers.length + number - firstFree : at; };
-  const paintOf = kind => colour === "distance" ? between(kind / 31) : colour === "label" && !sample.labels[kind] ? "#8886" : colour === "label" ? colourOf(kind) : colourOf(rank(kind));
+  const paintOf = kind => colourOf(rank(kind));
 
   /* The images by what a function says of them. */
   function imagesBy(key) {
@@ -60,7 +46,7 @@ function map(points) {
   }
 
   function draw() {
-    const pen = cleared(canvas), r = radius(), layers = imagesBy(i => category(i) * 2 + (selected && !selected.has(i) ? 0 : 1));
+    const pen = cleared(canvas), r = radius(), layers = imagesBy(i => kindAt(i) * 2 + (selected && !selected.has(i) ? 0 : 1));
     for (const strong of [0, 1]) {
       pen.globalAlpha = strong ? 0.82 : 0.2;
       for (const [key, which] of layers) {
@@ -76,14 +62,14 @@ function map(points) {
       }
     }
     pen.globalAlpha = 1;
-    if (sheetIsReady && (colour === "cluster" || zoom >= PICTURES_FROM)) drawPictures(pen);
-    if (colour !== "distance") drawNames(pen);
+    if (sheetIsReady && zoom >= PICTURES_FROM) drawPictures(pen);
+    drawFaces(pen);
     const isSeen = i => left(i) > 0 && top(i) > 0 && left(i) < size[0] && top(i) < size[1];
     $("#nowhere").hidden = [...x.keys()].some(isSeen);
     drawMarks();
   }
 
-  /* Pictures lie on the points, as many as do not cover each other. Other colours than the clusters' need the points to be seen. */
+  /* Zoomed in, pictures lie on the points, as many as do not cover each other. */
   const PICTURES_FROM = 1.8;
   let sheetIsReady = false;
   sheetReady.then(ready => {
@@ -101,42 +87,50 @@ function map(points) {
       taken.add(`${column},${row}`);
       const dx = px - side / 2 + 1, dy = py - side / 2 + 1;
       pen.globalAlpha = selected && !selected.has(i) ? 0.35 : 1;
-      pen.fillStyle = paintOf(category(i));
+      pen.fillStyle = paintOf(kindAt(i));
       pen.fillRect(dx - 2, dy - 2, side + 2, side + 2);
       pen.drawImage(...onSheet(i * step), dx, dy, side - 2, side - 2);
     }
     pen.globalAlpha = 1;
   }
 
-  /* The name or number of each cluster where most of its images are, the largest first, none over another. */
-  function drawNames(pen) {
-    const style = getComputedStyle(document.body), boxes = [];
+  /* One face of each kind where most of its images are, with its name beside it: the largest first, none over another. */
+  function drawFaces(pen) {
+    const style = getComputedStyle(document.body), boxes = [], side = size[0] < 500 ? 30 : 40, kinds = middles();
     pen.font = `600 13px ${style.fontFamily}`;
-    pen.textAlign = "center";
+    pen.textAlign = "left";
     pen.textBaseline = "middle";
-    for (const [number, [mx, my]] of middles()) {
-      const px = (mx - widest / 2) * scale() * zoom + size[0] / 2 + shift[0], py = (my - highest / 2) * scale() * zoom + size[1] / 2 + shift[1];
-      const name = nameOf(number), text = name.length > 28 ? `${number} ${name.slice(0, 27)}…` : name ? `${number} ${name}` : String(number);
-      const half = pen.measureText(text).width / 2 + 5;
-      if (boxes.some(([x, y, other]) => Math.abs(x - px) < half + other && Math.abs(y - py) < 18)) continue;
-      boxes.push([px, py, half]);
+    for (const [number, i] of kinds) {
+      const name = nameOf(number) || String(number), text = name.length > 20 ? `${name.slice(0, 19)}…` : name, width = side + 8 + pen.measureText(text).width;
+      const px = Math.max(2, Math.min(size[0] - width - 2, left(i) - side / 2)), py = top(i) - side / 2;
+      if (left(i) < 0 || left(i) > size[0] || py < -side || py > size[1]) continue;
+      if (boxes.some(([x, y, other]) => x < px + width + 4 && px < x + other + 4 && Math.abs(y - py) < side + 4)) continue;
+      boxes.push([px, py, width]);
       pen.fillStyle = style.getPropertyValue("--paper");
-      pen.fillRect(px - half, py - 9, 2 * half, 18);
+      pen.fillRect(px, py, width, side);
+      pen.fillStyle = paintOf(number);
+      pen.fillRect(px - 2, py - 2, side + 4, side + 4);
+      if (sheetIsReady && i * step % data.apart === 0) pen.drawImage(...onSheet(i * step), px, py, side, side);
       pen.fillStyle = style.getPropertyValue("--ink");
-      pen.fillText(text, px, py);
+      pen.fillText(text, px + side + 5, py + side / 2);
     }
+    $("#unlabelled").textContent = boxes.length < kinds.length ? t("{0} of {1} kinds have a face here: zoom in for others.", boxes.length, kinds.length) : "";
   }
 
+  /* The kinds, and the image nearest to the middle of each, the largest first. */
   let places = null;
-  whenMoved.push(() => {
+  function placeKinds() {
     places = null;
-    rankAll();
-  });
+    firsts = new Map(present().map(number => [number, membersOf(number)[0]]));
+  }
 
   function middles() {
     if (places) return places;
     const middle = (which, axis) => which.map(i => axis[i]).sort((a, b) => a - b)[which.length >> 1];
-    places = [...imagesBy(i => clusterOf(i * step))].sort((a, b) => b[1].length - a[1].length).map(([number, which]) => [number, [middle(which, x), middle(which, y)]]);
+    places = [...imagesBy(kindAt)].filter(([number]) => number >= 0).sort((a, b) => b[1].length - a[1].length).map(([number, which]) => {
+      const [mx, my] = [middle(which, x), middle(which, y)], away = i => (x[i] - mx) ** 2 + (y[i] - my) ** 2;
+      return [number, which.reduce((best, i) => away(i) < away(best) ? i : best)];
+    });
     return places;
   }
 
@@ -182,11 +176,11 @@ function map(points) {
     under = lasso || moving ? -1 : nearest(...at, 12);
     tip.hidden = under < 0;
     if (under >= 0) {
-      const row = under * step, {distance, outlier, label: own} = factsOf(row);
+      const row = under * step, {outlier, label: own} = factsOf(row);
       tip.replaceChildren(
         ...(sheet ? [picture(row, 80)] : []),
         element("div", {}, element("strong", {}, sample.names[under]), element("br"), titleOf(clusterOf(row)), element("br"),
-          t("distance {0}", distance.toFixed(3)) + (outlier ? t(", ") + t("outlier") : ""), ...(own ? [element("br"), t("label {0}", own)] : [])));
+          outlier ? t("outlier") : "", ...(own ? [element("br"), t("label {0}", own)] : [])));
       tip.style.left = `${Math.min(at[0] + 14, Math.max(0, size[0] - tip.offsetWidth - 4))}px`;
       tip.style.top = `${at[1] + 14 + tip.offsetHeight > size[1] ? Math.max(0, at[1] - tip.offsetHeight - 10) : at[1] + 14}px`;
     }
@@ -286,7 +280,7 @@ function map(points) {
     tick(listed);
     tellSelected();
     if (which) sheetReady.then(() => {
-      grid ??= makeGrid($("#selected-grid"), 60);
+      grid ??= makeGrid($("#selected-grid"), [60]);
       grid.show(listed);
     });
     draw();
@@ -309,38 +303,24 @@ function map(points) {
   /* The clusters of rows that the page does not hold are not known after a change. */
   whenMoved.push(() => listed.every(row => clusterOf(row) !== undefined) ? tellSelected() : select(null));
 
-  const sizeOfKind = kind => colour === "label" ? sample.label_sizes[kind] : sizeOf(kind);
-  const allOf = async number => [...(await library.rows(number, "near")).filter(row => !moved.has(row)), ...[...moved.keys()].filter(row => moved.get(row) === number)];
+  const allOf = async numbers => [...(await library.rows(numbers, "near")).filter(row => !moved.has(row)), ...[...moved.keys()].filter(row => numbers.includes(moved.get(row)))];
 
   function legend() {
-    const list = $("#legend");
-    $("#legend-title").textContent = {cluster: t("Clusters"), label: t("Labels"), distance: t("Distance to the centroid")}[colour];
-    if (colour === "distance") {
-      const bar = element("div", {className: "ramp"});
-      bar.style.background = `linear-gradient(to right, ${[0, 0.25, 0.5, 0.75, 1].map(between).join(", ")})`;
-      return list.replaceChildren(element("li", {}, bar, element("span", {className: "quiet ends"}, element("span", {}, t("nearest")), element("span", {}, t("farthest")))));
-    }
-    const kinds = imagesBy(category);
-    if (colour === "cluster") for (const number of present()) if (!kinds.has(number)) kinds.set(number, []);
-    list.replaceChildren(...[...kinds].sort((a, b) => a[0] - b[0]).map(([kind, which]) => {
+    const kinds = imagesBy(kindAt), sizeOfKind = number => membersOf(number).reduce((sum, each) => sum + sizeOf(each), 0);
+    $("#legend").replaceChildren(...ofKinds(present()).map(number => {
       const swatch = element("span", {className: "swatch"});
-      swatch.style.background = paintOf(kind);
-      const text = colour === "label" ? sample.labels[kind] || t("no label") : shortOf(kind) + perhaps(kind);
-      const button = element("button", {type: "button", ariaPressed: "false"}, swatch, element("span", {className: "path"}, text),
-        element("span", {className: "quiet"}, grouped(sizeOfKind(kind))));
+      swatch.style.background = paintOf(firsts.get(number));
+      const button = element("button", {type: "button", ariaPressed: "false"}, swatch, element("span", {className: "path"}, (nameOf(number) || t("cluster {0}", number)) + perhaps(number)),
+        element("span", {className: "quiet"}, grouped(sizeOfKind(number))));
       button.addEventListener("click", async () => button.getAttribute("aria-pressed") === "true" ? select(null)
-        : select(which, button, colour === "cluster" && data.served ? await allOf(kind) : undefined));
+        : select(kinds.get(firsts.get(number)) ?? [], button, data.served ? await allOf(membersOf(number)) : undefined));
       return element("li", {}, button);
     }));
   }
 
-  for (const radio of $$("[name=colour]")) radio.addEventListener("change", () => {
-    colour = radio.value;
-    legend();
-    draw();
-  });
   for (const radio of $$("[name=drag]")) radio.addEventListener("change", () => plane.classList.toggle("moves", radio.value === "move"));
-  whenMoved.push(legend, () => size[0] && draw());
+  placeKinds();
+  whenMoved.push(placeKinds, legend, () => size[0] && draw());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   new ResizeObserver(() => {
     size = [plane.clientWidth, plane.clientHeight];

@@ -1,20 +1,14 @@
 /* ---- moves of images, which an open list of images collects; on the page of a server -------------------------------------- */
 // takes: $, whenMoved, $$, element (report.js); t, images (language.js)
-//   nameOf, moved, takeMoves, clusterOf, callOf, titleOf, faceOf, isPresent, present, library (clusters.js); tick, ticked (grid.js)
+//   nameOf, moved, takeMoves, clusterOf, callOf, titleOf, faceOf, isPresent, present, library, kindOf, newNames (clusters.js); tick, ticked (grid.js)
 //   listed, grid, leaveImages, withTicked (images.js); one, leaf (one.js); edit, undo (change.js); choose, nextFree (choose.js); answered (teach.js)
-//   reviewList, markRight (review.js)
-
-/* A kind has one digit: of several clusters of one name that of the first, which is the nearest. A new name is a kind, too. */
-const kindOf = choice => nameOf(choice) || choice;
-const ofKinds = choices => choices.filter((choice, k) => choices.findIndex(other => kindOf(other) === kindOf(choice)) === k);
 
 /* The clusters that images were moved to, by the digits that move more there. A new one takes the place of the oldest. */
 const targets = [];
 let nextTarget = 0;
 
-/* What the open list has collected: moves, rows that are right, and rows that were seen and left. */
-const batch = [], right = new Set(), seen = new Set();
-const seenNow = () => [...seen].filter(row => !moved.has(row));
+/* What the open list has collected: moves, and rows that were seen and left. */
+const batch = [], seen = new Set();
 
 function showMoves() {
   takeMoves(batch);
@@ -45,7 +39,8 @@ function takeMoveBack() {
 /* Apply what was collected, if that is anything, and return if it is done. */
 async function applied() {
   if (moved.size || seen.size) {
-    if (!await edit({move: [...moved], checked: seenNow()})) return false;
+    const names = Object.fromEntries([...newNames].filter(([number]) => isPresent(number)));
+    if (!await edit({move: [...moved], checked: [...seen].filter(row => !moved.has(row)), names})) return false;
   }
   forget();
   return true;
@@ -53,15 +48,14 @@ async function applied() {
 
 function forget() {
   batch.length = 0;
-  right.clear();
   seen.clear();
+  newNames.clear();
   showMoves();
 }
 
-/* A list stays open until its moves are applied, or what follows from them. */
+/* A list stays open until its moves are applied. */
 leaveImages = async () => {
-  if (right.size || ($("#follow").checked && moved.size)) reviewList();
-  else if (await applied()) $("#images").close();
+  if (await applied()) $("#images").close();
 };
 $("#images").addEventListener("cancel", event => {
   event.preventDefault();
@@ -118,10 +112,7 @@ for (const dialog of [$("#images"), $("#one")]) {
   });
 }
 
-Object.assign(withTicked, {
-  move: chosen => openMove(chosen, () => listed && grid.focus()),
-  right: chosen => markRight(chosen.length ? chosen : grid.seen()),
-});
+withTicked.move = chosen => openMove(chosen, () => listed && grid.focus());
 $("#images-undo").addEventListener("click", takeMoveBack);
 $("#one-move").addEventListener("click", () => {
   const count = batch.length;

@@ -1,5 +1,5 @@
 /* ---- names and marks, on the page of a server --------------------------------------------------------------------------- */
-// takes: onPage, element, $, $$ (report.js); t (language.js); cards, nameOf, base (clusters.js); plain, acts (cards.js); edit (change.js)
+// takes: onPage, element, $, $$ (report.js); t (language.js); cards, nameOf, base (clusters.js); plain, acts (cards.js); edit (change.js); complete, namesOf (complete.js)
 
 const nameCluster = (number, name) => edit({names: {[number]: name}}, t(name ? "Cluster {0} is now {1}." : "Cluster {0} has no name now.", number, name));
 
@@ -11,6 +11,7 @@ onPage.push(() => {
       const name = plain(field.value);
       if (name !== nameOf(number)) return nameCluster(number, name);
     };
+    complete(field, namesOf);
     field.addEventListener("keydown", async event => {
       if (event.key === "Escape") field.value = nameOf(number);
       if (!["Enter", "Escape"].includes(event.key) || event.isComposing) return;

@@ -1,6 +1,6 @@
 /* ---- the second part of teaching: questions about single images ---------------------------------------------------------- */
-// takes: $, element (report.js); t (language.js); picture (pictures.js); callOf, isPresent, present, nameOf (clusters.js); urlOf (one.js)
-//   ofKinds (moves.js); inquire, EACH, answered, part, choices, teacher, offer (teach.js); review (review.js)
+// takes: data, $, element (report.js); t (language.js); picture (pictures.js); callOf, isPresent, ofKinds (clusters.js); urlOf (one.js)
+//   inquire, EACH, answered, part, choices, teacher, offer (teach.js); review (review.js)
 
 const skipped = new Set(), asked = [];
 let queue = [];
@@ -34,8 +34,7 @@ async function ask() {
   const names = [...new Set([...answered.values()].map(({name}) => name))].filter(Boolean).slice(-4);
   offer($("#teach-likely"), ofKinds([...ofKinds(question.likely.filter(isPresent)).slice(0, 9 - names.length), ...names]));
   $("#teach-name").value = "";
-  $("[data-teach=review]").disabled = !answered.size;
-  $("#teach-names").replaceChildren(...ofKinds(present()).map(number => element("option", {value: nameOf(number) || number})));
+  $("[data-teach=review]").disabled = !answered.size && !data.served.answers;
   teacher.focus();
 }
 

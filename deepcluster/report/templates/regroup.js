@@ -1,7 +1,7 @@
-/* ---- merges, splits, and another number of clusters, on the page of a server ----------------------------------------------- */
-// takes: $, element, onPage (report.js); t, images (language.js); show, toBar (tabs.js); picture (pictures.js)
-//   present, callOf, cards, firstFree, standing, base, inPage, sample, placeIn, maySplit (clusters.js); mind, arrange, acts (cards.js)
-//   edit, change (change.js); choose (choose.js); nodesAt (numbers.js)
+/* ---- merges and splits, on the page of a server ---------------------------------------------------------------------------- */
+// takes: $, element, onPage (report.js); t, images (language.js); picture (pictures.js)
+//   present, callOf, cards, firstFree, base, inPage, sample, placeIn, maySplit (clusters.js); mind, acts (cards.js)
+//   edit (change.js); choose (choose.js)
 
 function openMerge(number) {
   const others = present().filter(other => other !== number);
@@ -15,18 +15,21 @@ function openMerge(number) {
   });
 }
 
-/* The parts inside each of so many groups, the largest first. */
+/* The nodes that are so many parts of a cluster's tree, with the pieces inside them: as groups/tree.py has them. */
+function nodesAt(pieces, merges, count) {
+  const nodes = new Map(Array.from({length: pieces}, (_, piece) => [piece, [piece]]));
+  merges.slice(0, pieces - count).forEach(([a, b], j) => {
+    nodes.set(pieces + j, [...nodes.get(a), ...nodes.get(b)].sort((x, y) => x - y));
+    nodes.delete(a);
+    nodes.delete(b);
+  });
+  return nodes;
+}
+
+/* The parts, the largest first. */
 function partsAt({sizes, merges}, count) {
   const total = parts => parts.reduce((sum, part) => sum + sizes[part], 0);
   return [...nodesAt(sizes.length, merges, count).values()].sort((a, b) => total(b) - total(a) || a[0] - b[0]);
-}
-
-/* Merge and split clusters in one edit. The parts take the next numbers, and stand behind their cluster. */
-async function regroup(merge, split) {
-  const first = firstFree, from = split.flatMap(([number, count]) => Array(count - 1).fill(number));
-  if (!await edit({merge, split})) return;
-  from.forEach((number, i) => standing.set(first + i, number));
-  arrange();
 }
 
 function openSplit(number) {
@@ -46,7 +49,7 @@ function openSplit(number) {
   };
   slider.oninput = update;
   $("form", dialog).onsubmit = event => {
-    if (event.submitter.value === "split") regroup([], [[number, Number(slider.value)]]);
+    if (event.submitter.value === "split") edit({split: [[number, Number(slider.value)]]});
   };
   dialog.onclose = () => cards.get(number)?.focus({preventScroll: true});
   update();
@@ -56,15 +59,4 @@ function openSplit(number) {
 
 onPage.push(() => { for (const [number, card] of cards) $("[data-act=split]", card).hidden = !maySplit(number); });
 
-Object.assign(acts, {merge: openMerge, split: openSplit});
-
-async function recutInto(k) {
-  if (!await change("recut", {k})) return;
-  show(0);
-  toBar();
-}
-
-document.addEventListener("click", event => {
-  const button = event.target.closest("button[data-k], #recut-now");
-  if (button) recutInto(Number(button.dataset.k ?? $("#k-number").value));
-});
+Object.assign(acts, {merge: openMerge, split: openSplit, join: numbers => edit({merge: [numbers]})});

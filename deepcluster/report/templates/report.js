@@ -44,16 +44,17 @@ const languages = {zh:
 //+ regroup.js
 //+ moves.js
 //+ check.js
-//= numbers.js
-//= gather.js
+//= together.js
+//+ number.js
+//+ complete.js
 //+ teach.js
-//+ kinds.js
+//+ naming.js
 //+ questions.js
 //+ review.js
 //+ sorting.js
 //+ history.js
+//+ path.js
 //= map.js
-//= words.js
 //= keys.js
 showPage();
 tick([]);

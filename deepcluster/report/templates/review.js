@@ -1,33 +1,31 @@
 /* ---- the third part of teaching: what follows from the answers ------------------------------------------------------------ */
-// takes: $, grouped, element, $$ (report.js); t, images, translated (language.js)
-//   library, moved, placedOf, clusterOf, base, isPresent, present (clusters.js); tick, isSelecting, whenTicked, ticked (grid.js); openOne (one.js)
-//   lastMoved, change (change.js); choose, nextFree (choose.js); ofKinds, forget, right, seenNow, applied (moves.js)
-//   current, teacher, part, choices, inquire, tickable, answered, offer (teach.js); askKinds (kinds.js); asked, queue (questions.js)
+// takes: data, $, grouped, element, $$ (report.js); t, images, translated (language.js)
+//   library, placedOf, clusterOf, base, isPresent, present, ofKinds (clusters.js); tick, isSelecting, whenTicked, ticked (grid.js); openOne (one.js)
+//   lastMoved, change (change.js); choose, nextFree (choose.js)
+//   teacher, part, choices, inquire, tickable, answered, offer (teach.js); askKinds (naming.js); asked, queue (questions.js)
 
-let goals = new Map(), count = 0;  /* the clusters of shown images after the answers, and how many images move */
+let goals = new Map(), count = 0;  /* the kinds of shown images after the answers, and how many images move */
 
 async function review() {
-  if (!current.size) return teacher.close();
+  if (!answered.size && !data.served.answers) return teacher.close();
   part("review", t("Looking…"));
   choices = [];
   $("#teach-moves").replaceChildren();
   tick([]);
   const {moves, names, quality} = await inquire("preview") ?? {};
   if (!moves || !teacher.open) return;
-  goals = new Map(moves.flatMap(([, to, , rows]) => rows.map(row => [row, to])));
+  goals = new Map(moves.flatMap(([to, , rows]) => rows.map(row => [row, to])));
   await library.facts([...goals.keys()]);
-  count = moves.reduce((sum, [, , some]) => sum + some, 0);
+  count = moves.reduce((sum, [, some]) => sum + some, 0);
   const called = number => names[number] || t("cluster {0}", number);
-  $("#teach-title").textContent = t("{0} would move", images(count));
+  $("#teach-title").textContent = t("{0} would move", images(count)) + (moves.length > 1 ? ` · ${t("into {0} kinds", moves.length)}` : "");
   $("#teach-progress").textContent = translated([quality]).join("");
-  $("#teach-moves").replaceChildren(...moves.map(([from, to, some, shown]) => {
+  $("#teach-moves").replaceChildren(...moves.map(([to, some, shown]) => {
     const faces = shown.map(row => tickable(row, 64));
     const rest = some > shown.length ? [t("and {0} more", grouped(some - shown.length))] : [];
-    return element("li", {}, element("strong", {}, `${called(from)} → ${called(to)} · ${images(some)}`), element("span", {className: "row"}, ...faces, ...rest));
+    return element("li", {}, element("strong", {}, `${called(to)} ← ${images(some)}`), element("span", {className: "row"}, ...faces, ...rest));
   }));
   offerPlaces();
-  $("#teach-review [data-teach=more]").hidden = current !== answered;
-  $("[data-teach=only]").hidden = current === answered || !moved.size;
   $("[data-teach=apply]").focus();
 }
 
@@ -45,7 +43,7 @@ async function offerPlaces() {
 }
 
 function placeWrong(cluster) {
-  for (const row of wrong()) current.set(row, {path: row, cluster});
+  for (const row of wrong()) answered.set(row, {path: row, cluster});
   review();
 }
 
@@ -58,16 +56,12 @@ async function chooseForWrong() {
 }
 
 async function applyAnswers() {
-  const isOfList = current !== answered, before = lastMoved;
+  const before = lastMoved;
   lastMoved = count;
-  if (!await change("teach", {taught: {answers: [...current.values()]}})) return void (lastMoved = before);
-  current.clear();
+  if (!await change("teach", {taught: {answers: [...answered.values()]}})) return void (lastMoved = before);
+  answered.clear();
   asked.length = queue.length = 0;
-  if (!isOfList) return askKinds();
-  current = answered;
-  forget();
-  teacher.close();
-  $("#images").close();
+  askKinds();
 }
 
 /* As in a list of images: a click enlarges, or ticks in the mode for that; Enter enlarges. */
@@ -81,24 +75,3 @@ whenTicked.push(() => {
   for (const input of $$("#teach-moves input")) input.checked = ticked.has(Number(input.value));
   if (teacher.open) offerPlaces();
 });
-
-/* Let images follow the answers of an open list: those that are right, and those that moved. */
-function reviewList() {
-  const given = [...[...right].map(row => [row, clusterOf(row)]), ...moved].map(([path, cluster]) => ({path, cluster}));
-  const checked = seenNow().map(path => ({path, cluster: clusterOf(path), by: "checked"}));
-  current = new Map([...checked, ...given].map(answer => [answer.path, answer]));
-  review();
-}
-
-/* Moves whose followers are not wanted are moves alone. */
-async function closeReview() {
-  if (current === answered) return;
-  current = answered;
-  if (await applied()) $("#images").close();
-}
-
-function markRight(list) {
-  for (const row of list) right.add(row);
-  $("#moved").textContent = t("Right: {0}.", images(list.length));
-  tick([]);
-}

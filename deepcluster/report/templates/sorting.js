@@ -1,5 +1,5 @@
-/* ---- sorted images in folders, on the page of a server --------------------------------------------------------------------- */
-// takes: $, data, element, grouped (report.js); t, images (language.js); copy (files.js); change (change.js)
+/* ---- sorted images in folders, and back, on the page of a server --------------------------------------------------------------------- */
+// takes: $, data, element, grouped (report.js); t, images (language.js); post, change (change.js)
 
 /* The tab keeps the choices of the dialog, to sort again after the next corrections. */
 function openSorting(best = false) {
@@ -15,14 +15,15 @@ function openSorting(best = false) {
   $("#sort-best").closest("p").hidden = !duplicates;
   $("#sort-apart").checked = before.outliers === "separate";
   $("form", dialog).onsubmit = event => {
-    if (event.submitter.value !== "sort") return;
+    if (!event.submitter.value) return;
     const sorting = {
       name: name.value.trim(), place: place.value, duplicates: duplicates && $("#sort-best").checked ? "first" : "all",
       outliers: $("#sort-apart").checked ? "separate" : "keep",
     };
     if ($("[name=copies]:checked").value) sorting.mode = "copy";
     sessionStorage.setItem("sorting", JSON.stringify(sorting));
-    sort(sorting);
+    if (event.submitter.value === "read") change("read", {sorting});
+    else sort(sorting);
   };
   dialog.showModal();
   $("[value=sort]", dialog).focus();
@@ -37,14 +38,16 @@ async function sort(sorting) {
     ...(duplicate ? [t("{0} nearly identical to a better one", images(duplicate))] : []), ...(missing ? [t("{0} not found", images(missing))] : []),
     ...(skipped ? [t(skipped === 1 ? "{0} unusable file" : "{0} unusable files", grouped(skipped))] : []),
   ];
-  const close = element("button", {type: "button", className: "plain", ariaLabel: t("Close")}, "✕");
-  close.addEventListener("click", () => { place.hidden = true; });
   const told = [t("{0} sorted at {1} into", images(sorted.images), at), element("code", {}, folder), "\n",
     ...(symlink ? [t("These are links: keep the originals where they are.")] : []), ...(left.length ? [t("Left out: {0}.", left.join(t(", ")))] : [])];
-  const copier = element("button", {type: "button"}, t("Copy"));
-  copier.addEventListener("click", () => copy(folder, copier));
+  const buttons = [[t("Open folder"), () => post("open", {sorting})], [t("Read it back"), () => change("read", {sorting})], ["✕", () => { place.hidden = true; }]];
   place.hidden = false;
-  place.replaceChildren(...told.flatMap(part => [part, " "]), copier, close);
+  place.replaceChildren(...told.flatMap(part => [part, " "]), ...buttons.map(([text, act]) => {
+    const button = element("button", {type: "button"}, text);
+    if (text === "✕") button.ariaLabel = t("Close");
+    button.addEventListener("click", act);
+    return button;
+  }));
 }
 
 document.addEventListener("click", event => {

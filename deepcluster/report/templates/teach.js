@@ -1,12 +1,12 @@
-/* ---- teaching: a dialog of three parts (kinds.js, questions.js, review.js), on the page of a server ------------------------ */
+/* ---- teaching: a dialog of three parts (naming.js, questions.js, review.js), on the page of a server ------------------------ */
 // takes: $, onPage, data, element (report.js); t (language.js); picture (pictures.js); sample, pathOf, nameOf, callOf, faceOf, present (clusters.js)
-//   openOne (one.js); plain (cards.js); post (change.js); askKinds, nameKind, rightFaces (kinds.js); give, takeAnswerBack, ask, queue (questions.js)
-//   review, chooseForWrong, applyAnswers, placeWrong, previewed, closeReview (review.js)
+//   openOne (one.js); plain (cards.js); post (change.js); complete, namesOf (complete.js); askKinds, nameKind, splitKind (naming.js); give, takeAnswerBack, ask, queue (questions.js)
+//   review, chooseForWrong, applyAnswers, placeWrong, previewed (review.js); isLarge, goOn (path.js)
 
-/* Answers by row, as runs/teach.py takes them: to questions, or from a list of images. */
+/* Answers by row, as runs/teach.py takes them. */
 const teacher = $("#teach"), EACH = 10;
 const answered = new Map();
-let choices = [], current = answered, cutOfAnswers = null;
+let choices = [], isAsking = false, cutOfAnswers = null;  /* isAsking: questions follow the names, and no check */
 
 /* The numbers of clusters may be others after a change of them. */
 onPage.push(() => {
@@ -16,24 +16,35 @@ onPage.push(() => {
 
 /* Ask about the answers. The dialog is closed if the server has no answer. */
 async function inquire(action, n = EACH) {
-  const reply = await post(action, {taught: {n, answers: [...current.values()]}});
+  const reply = await post(action, {taught: {n, answers: [...answered.values()]}});
   if (!reply) teacher.close();
   return reply;
 }
 
 function openTeach() {
-  if (!sample) return;
-  current = answered;
-  askKinds();
+  isAsking = true;
+  if (sample) askKinds();
+}
+
+function openNames() {
+  isAsking = false;
+  if (sample) askKinds();
+}
+
+/* What comes when all clusters have names. */
+function goAsking() {
+  if (isAsking || isLarge()) return ask();
+  teacher.close();
+  goOn();
 }
 
 /* Show a part of the dialog. */
 function part(name, title) {
   for (const other of ["kind", "ask", "review"]) $(`#teach-${other}`).hidden = other !== name;
   $("#teach-title").textContent = title;
-  $("#teach-count").textContent = t("Answers: {0}", current.size);
+  $("#teach-count").textContent = t("Answers: {0}", answered.size);
   $("#teach-bar").hidden = name !== "ask";
-  $("#teach-bar").value = current.size % EACH;
+  $("#teach-bar").value = answered.size % EACH;
   if (!teacher.open) teacher.showModal();
 }
 
@@ -50,8 +61,8 @@ function offer(place, offered) {
 }
 
 const teach = {
-  close: () => teacher.close(), only: () => teacher.close(), skip: () => give(), back: takeAnswerBack, more: ask, review, pass: () => nameKind(""),
-  right: rightFaces, move: chooseForWrong, apply: applyAnswers,
+  close: () => teacher.close(), skip: () => give(), back: takeAnswerBack, more: ask, review, pass: () => nameKind(""), move: chooseForWrong,
+  apply: applyAnswers, split: splitKind,
 };
 
 teacher.addEventListener("click", event => {
@@ -63,18 +74,19 @@ teacher.addEventListener("click", event => {
 
 function takeChoice(k) {
   if (!(k in choices)) return false;
-  if ($("#teach-ask").hidden) placeWrong(choices[k]);
+  if (!$("#teach-kind").hidden) nameKind(nameOf(choices[k]));
+  else if ($("#teach-ask").hidden) placeWrong(choices[k]);
   else give(choices[k]);
   return true;
 }
 
 teacher.addEventListener("keydown", event => {
-  if (!$("#teach-kind").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "Enter" && event.target.matches("#teach-moves input")) {
     event.preventDefault();
     return openOne(Number(event.target.value), previewed());
   }
-  if (/^[1-9]$/.test(event.key) && !event.target.matches("[type=text]") && takeChoice(event.key - 1)) return event.preventDefault();
+  if (/^[1-9]$/.test(event.key) && !(event.target.matches("[type=text]") && event.target.value) && takeChoice(event.key - 1)) return event.preventDefault();
   if ($("#teach-ask").hidden || !queue.length) return;
   if (event.target.matches("input")) {
     const text = plain(event.target.value);
@@ -87,5 +99,5 @@ teacher.addEventListener("keydown", event => {
   act();
 });
 
-teacher.addEventListener("close", () => closeReview());
+complete($("#teach-name"), () => namesOf(...(queue[0]?.likely ?? [])));
 $("#teach-open").addEventListener("click", openTeach);

@@ -1,0 +1,272 @@
+"""Tar shards: the images that tarfile lists, read in place, whatever the headers say."""
+
+import io
+import os
+import random
+import re
+import subprocess
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepcluster.errors import DataError
+from deepcluster.images import find
+from deepcluster.images import shards as tars
+from deepcluster.images.decode import SMALL_FILE, Undecodable
+from deepcluster.images.source import skipped_in_words
+from deepcluster.images.store import preview, read_once
+from tests.helpers.image_files import Member, colour, coloured_png, save, save_tar, stored
+from tests.helpers.tiny import flipped
+
+
+def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, bytes]:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member, b""
+
+
+@pytest.fixture(scope="module")
+def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos as 3 shards, their folders in the names of the members."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    folder.mkdir()
+    files = sorted(photos.rglob("*.png"), key=os.fsencode)
+    for n in range(3):
+        part = [(str(file.relative_to(photos)), file.read_bytes()) for file in files[16 * n : 16 * n + 16]]
+        save_tar(folder / f"train-{n:03}.tar", part)
+    return folder
+
+
+def test_the_pixels_are_those_of_the_folder(photos: Path, shards: Path):
+    ours, theirs = find(shards), find(photos)
+    assert ours.paths == tuple(f"train-{i // 16:03}.tar/{path}" for i, path in enumerate(theirs.paths))
+    assert ours.labels == theirs.labels and ours.skipped == () and [*ours.files()] == []
+    assert (ours.name, ours.location) == ("shards", str(shards))
+    assert torch.equal(read_once(ours, 24).images, read_once(theirs, 24).images)
+    assert preview(ours) == preview(theirs)
+
+
+def test_one_shard_and_patterns(shards: Path, tmp_path: Path, monkeypatch):
+    one = find(shards / "train-001.tar")
+    assert (one.name, one.location) == ("train-001", str(shards / "train-001.tar"))
+    assert one.paths[0].startswith("train-001.tar/") and len(one.paths) == 16
+    monkeypatch.chdir(shards.parent)
+    some = find("shards/train-{001..002}.tar")
+    assert (some.name, some.location) == ("train", str(shards / "train-{001..002}.tar"))
+    assert some.paths == find(shards).paths[16:] == find(some.location).paths
+    for place in ("1", "2"):
+        (tmp_path / place).mkdir()
+        save_tar(tmp_path / place / "a-0.tar", [("x.png", coloured_png(int(place)))])
+    over_folders = find(tmp_path / "{1..2}" / "a-{0..0}.tar")
+    assert over_folders.paths == ("1/a-0.tar/x.png", "2/a-0.tar/x.png") and over_folders.labels is None
+    assert [colour(over_folders, i)[0] for i in range(2)] == [1, 2]
+    save_tar(tmp_path / "111.tar", [("x.png", coloured_png())])
+    assert len(find(tmp_path / "1{1..1}{1..1}.tar").paths) == 1
+    save_tar(tmp_path / "b-{0..1}.tar", [("x.png", coloured_png())])  # the name of a file comes first
+    assert find(tmp_path / "b-{0..1}.tar").paths == ("b-{0..1}.tar/x.png",)
+
+
+@pytest.mark.parametrize("pattern", ["a-{000..12}", "a-{8..11}", "a-{3..1}", "a-{08..11}", "{1..2}/{0..1}", "{9..010}"])
+def test_patterns_are_those_of_bash(pattern: str):
+    done = subprocess.run(["bash", "-c", f"printf '%s\\n' {pattern}"], capture_output=True, text=True, check=True)
+    assert list(tars.expand(pattern)) == done.stdout.split()
+
+
+def test_a_missing_shard_is_named(shards: Path):
+    os.mkfifo(shards.parent / "pipe-0.tar")
+    for name, missing in {
+        "shards/train-{000..146}.tar": "train-003.tar",
+        "shards/train-{000..999999999999999999}.tar": "train-",  # at once, and not after as many names
+        "pipe-{0..0}.tar": "pipe-0.tar",
+    }.items():
+        with pytest.raises(DataError, match=missing):
+            find(shards.parent / name)
+
+
+def test_files_beside_the_shards_and_shards_without_images_are_listed(tmp_path: Path):
+    save_tar(
+        tmp_path / "0.tar",
+        [("x.png", coloured_png(5)), ("b.NEF", b"II*"), ("c.mp4", b"film"), ("@eaDir/x.png", coloured_png())],
+    )
+    beside = ["0_stats.json", "README", "Thumbs.db"]
+    for name in beside:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "1.tar").write_bytes(bytes(10240))
+    (tmp_path / "2.tar").write_bytes(b"text" * 400)
+    source = find(tmp_path)
+    listed = ["0.tar/b.NEF", "0.tar/c.mp4", beside[0], "1.tar", "2.tar", *beside[1:]]
+    assert source.paths == ("0.tar/x.png",) and [*dict(source.skipped)] == listed
+    assert re.search(r"3 beside the shards, 1 RAW .*, 1 video, ", skipped_in_words(source.skipped))
+    for shard in ("1.tar", "2.tar"):
+        with pytest.raises(DataError, match=shard):
+            find(tmp_path / shard)
+    (tmp_path / "y.png").write_bytes(coloured_png(6))  # now it is a folder of images
+    save(tmp_path / "@eaDir/y.png/SYNOPHOTO_THUMB_M.jpg")  # the thumbnails of a NAS
+    save(tmp_path / "$Recycle.Bin/y.png")
+    assert find(tmp_path).paths == ("0.tar", "0_stats.json", "1.tar", "2.tar", "README", "Thumbs.db", "y.png")
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("bz2", ".tar.bz2"), ("xz", ".txz"), ("gz", ".tar")])
+def test_a_compressed_shard_is_skipped(tmp_path: Path, kind: str, suffix: str):
+    file = tmp_path / f"a{suffix}"
+    with tarfile.open(file, f"w:{kind}") as tar:
+        tar.addfile(tarfile.TarInfo("x.png"))
+    for place in (file, tmp_path):
+        with pytest.raises(DataError, match=r"\w+ -dc") as caught:
+            find(place)
+    program = str(caught.value).partition(" -dc")[0].rpartition(" ")[2]
+    subprocess.run(f"{program} -dc {file.name} > plain.tar", shell=True, cwd=tmp_path, check=True)
+    assert find(tmp_path).paths == ("plain.tar/x.png",)
+
+
+TYPES = (
+    tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.BLKTYPE, tarfile.CHRTYPE,
+    tarfile.GNUTYPE_SPARSE,
+)  # fmt: skip
+PARTS = ["a", "b", "..", ".", "", ".hidden", "caf\u00e9 \u2603 '\n\x1b[31m", os.fsdecode(b"\xff"), "x" * 150, "d/" * 90]
+SUFFIXES = [".png", ".PNG", ".seg.jpg", ".tar", ".txt", ".json", ""]
+names = st.tuples(st.lists(st.sampled_from(PARTS), min_size=1, max_size=3).map("/".join), st.sampled_from(SUFFIXES))
+names = names.map("".join).filter(lambda name: name.strip("/"))
+drawn_members = st.lists(st.tuples(names, st.none() | st.none() | st.sampled_from(TYPES)), max_size=8)
+
+
+def by_tarfile(file: Path) -> tuple[dict[str, bytes], int, bool]:
+    """Return the images that tarfile lists, the number of other members that a user would miss, and True for damage."""
+    content, images, missed, end = file.read_bytes(), dict[str, bytes](), 0, 0
+    with suppress(tarfile.TarError), tarfile.open(file, "r:") as tar:
+        for member in tar:
+            if member.isreg() and member.offset_data + member.size > len(content):
+                break
+            end = tar.offset
+            name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
+            is_ignored = member.isdir() or any(part.startswith(".") and part != ".." for part in name.split("/"))
+            if is_ignored or not name.lower().endswith((".png", ".jpg", ".tar")):
+                continue
+            if not member.isreg() or member.issparse() or name in images or name.endswith(".tar"):
+                missed += 1
+            else:
+                images[name] = content[member.offset_data : member.offset_data + member.size]
+    return images, missed, end >= len(content) or any(content[end:])
+
+
+@settings(max_examples=60, derandomize=True)
+@given(
+    members=drawn_members,
+    form=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    harm=st.none() | st.tuples(st.sampled_from(["cut", "flip", "twice"]), st.floats(0, 1, exclude_max=True)),
+)
+def test_an_archive_has_the_images_that_tarfile_lists_up_to_the_first_damage(members, form, harm):
+    with TemporaryDirectory() as folder:
+        place = Path(folder, "in")
+        place.mkdir()
+        content = [
+            special(name, kind, "a.png") if kind else (name, coloured_png(i)) for i, (name, kind) in enumerate(members)
+        ]
+        file = save_tar(place / "s.tar", content, form)
+        whole = file.read_bytes()
+        if harm:
+            kind, share = harm
+            headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"] or [0]
+            bad_header = flipped(whole, headers[int(share * len(headers))] + 3, 0)
+            file.write_bytes({"cut": whole[: int(share * len(whole))], "flip": bad_header, "twice": 2 * whole}[kind])
+        images, missed, is_damaged = by_tarfile(file)
+        if not images:
+            with pytest.raises(DataError, match=r"s\.tar"):
+                find(file)
+            return
+        source = find(file)
+        assert source.paths == tuple(f"s.tar/{name}" for name in images)
+        pictures = [Image.open(io.BytesIO(content)) for content in images.values()]
+        assert [colour(source, i)[0] for i in range(len(images))] == [image.getpixel((0, 0))[0] for image in pictures]
+        skipped = dict(source.skipped)  # a row of clusters.csv each
+        assert len(skipped) == len(source.skipped) == missed + is_damaged and ("s.tar" in skipped) == is_damaged
+        assert [path.name for path in Path(folder).rglob("*")] == ["in", "s.tar"]  # nothing was extracted
+
+
+def test_impossible_names_are_skipped(tmp_path: Path):
+    null = tarfile.TarInfo("x.png")
+    null.pax_headers = {"path": "a\0b.png"}
+    members: list[Member] = [(null, coloured_png()), ("y" * 5000 + ".png", coloured_png()), ("a.png", coloured_png())]
+    source = find(save_tar(tmp_path / "s.tar", members, tarfile.PAX_FORMAT))
+    assert source.paths == ("s.tar/a.png",) and len(source.skipped) == 2
+    assert all(len(path) < 1100 and "\0" not in path for path, _ in source.skipped)
+
+
+def test_labels_by_cls_and_json(tmp_path: Path):
+    deep = b'{"label":' + b"[" * 30_000
+    members: list[Member] = [
+        ("d/1.cls", b"7\n"), ("d/1.jpg", coloured_png()), ("d/1.seg.png", coloured_png()),  # before and behind
+        ("d/2.jpg", coloured_png()), ("d/2.json", b'{"label": "cat", "x": 1}'),
+        ("d/3.cls", b"9"), ("d/3.jpg", coloured_png()), ("d/3.json", b'{"label": 8}'),  # .cls comes first
+        ("d/4.jpg", coloured_png()), ("d/4.json", b'{"caption": "a"}'),
+        ("d/5.jpg", coloured_png()), ("d/5.json", deep), ("d/6.jpg", coloured_png()), ("d/6.json", b'{"label": [1]}'),
+        ("d/7.jpg", coloured_png()), ("d/7.json", b'{"label"'), ("d/8.jpg", coloured_png()), ("d/8.json", b'["label"]'),
+        ("e/1.jpg", coloured_png()), ("e/2.jpg", coloured_png()), ("e/2.json", b'{"label": 8}'), ("e/2.cls", b"3"),
+    ]  # fmt: skip
+    source = find(save_tar(tmp_path / "s.tar", members))
+    assert source.labels == ("7", "7", "cat", "9", "", "", "", "", "", "", "3")
+
+
+def traced(work: Callable[[], Any]) -> tuple[Any, int]:
+    """The result, and the most memory that it took."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"S", b"Z"])
+@pytest.mark.parametrize("size", [-1, -512, 1 << 80])  # -512: the same header again
+def test_a_size_that_lies_costs_neither_time_nor_memory(tmp_path: Path, kind: bytes, size: int):
+    """No endless loop (CVE-2025-8194), and no memory for what a header claims."""
+    file = save_tar(
+        tmp_path / "a.tar", [("1.png", coloured_png()), ("2.png", coloured_png()), ("3.png", coloured_png())]
+    )
+    content = file.read_bytes()
+    at = content.index(b"2.png")  # a header begins with the name
+    # A size beyond octal digits, or below 0, as GNU tar writes it.
+    number = (b"\x80" if size >= 0 else b"\xff") + size.to_bytes(11, "big", signed=True)
+    header = bytearray(content[at : at + 512])
+    header[124:136] = number
+    header[156:157] = kind
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)  # the checksum that belongs to it
+    file.write_bytes(content[:at] + header + content[at + 512 :])
+    source, peak = traced(lambda: find(file))
+    assert source.paths[0] == "a.tar/1.png" and colour(source, 0)[0] == 0 and peak < 20 << 20
+
+
+def test_large_members_are_read_as_files(tmp_path: Path):
+    """A decoder takes the bytes that it needs; a film under the name of an image is not read into memory."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 800, 3), dtype=np.uint8))
+    members = [(f"a.{kind}", stored(noise, kind)) for kind in ("BMP", "PNG", "TIFF")]
+    assert all(len(content) > SMALL_FILE for _, content in members)
+    cut = ("cut.bmp", members[0][1][:-9])
+    source = find(save_tar(tmp_path / "a.tar", [*members, cut]))
+    for i in range(3):
+        assert (np.asarray(source.read(i)) == np.asarray(noise)).all()
+    with pytest.raises(Undecodable):  # what follows it in the archive is not taken for its end
+        source.read(3)
+
+
+def test_threads_share_no_place(tmp_path: Path):
+    for n in range(40):
+        save_tar(tmp_path / f"{n:02}.tar", [(f"{i}.png", coloured_png(0, 3 + i, 4 + n)) for i in range(5)])
+    source = find(tmp_path)
+    order = random.Random(0).choices(range(200), k=1000)
+    with ThreadPoolExecutor(8) as pool:
+        sizes = [image.size for image in pool.map(source.read, order)]
+    assert sizes == [(3 + i % 5, 4 + i // 5) for i in order]
