@@ -54,7 +54,7 @@ def fit(
 
     Args:
         images: A folder, a list of paths, an array, ...; if the request says that these are features, anything
-            that ``read_features`` takes, which are grouped without a network.
+            that ``read_features`` takes, which are clustered without a network.
         display: Shows the run (None: nothing does).
         processes: They share the images; the main rank writes and displays.
     """

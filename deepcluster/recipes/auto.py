@@ -133,7 +133,7 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
     """Return the choices with which a network without weights learns its pseudo-labels without memorising them.
 
     5,000 images in the paper's batches are 20 optimizer steps, after which the loss of a new head is still that of
-    guessing; a round of the paper has 5,000 steps (benchmarks/log).
+    guessing; a round of the paper has 5,000 (benchmarks/log).
     """
     is_small = facts.count < MANY_IMAGES
     batch, fine = (32, 10) if is_small else (64, 100)
