@@ -4,10 +4,14 @@ import copy
 import itertools
 import math
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster import algorithm
@@ -16,18 +20,22 @@ from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import compared, is_settled, nmi, repeated
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Reduction
-from deepcluster.errors import DataError
+from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.fitting import fit
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import Learning
 from deepcluster.learning.draws import each_once
 from deepcluster.learning.features import extract, features_of
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, WithInstances, new_linear_head
-from deepcluster.nets.network import build
-from deepcluster.records import State
+from deepcluster.learning.training import measure_statistics
+from deepcluster.nets.network import as_network, build
+from deepcluster.recipes.presets import read_request
+from deepcluster.records import Clustering, State
 from deepcluster.runtime.compute import Compute, Stopwatch
 from deepcluster.seeding import generator
 from tests.helpers.drawings import drawings
 from tests.helpers.loop import loop
+from tests.helpers.runs import OPTIONS as SMALL_FIT
 
 OPTIONS = {"clusters": 6, "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))], "dims": 16, "lr": 0.05}
 
@@ -295,3 +303,80 @@ def test_a_settled_alternation_stays_so():
     end = saved[-1][0]
     assert (end.round, end.settled, len(saved)) == (2, 1, 2)
     assert rounds_and_states(options, images, end) == ([], [])
+
+
+# ---- the network of a result: the mean of the weights before and after training --------------------------------------
+
+
+def body(folder: Path) -> dict[str, Tensor]:
+    """The network of a run's model."""
+    tensors = load_file(folder / "model" / "model.safetensors")
+    return {name: value for name, value in tensors.items() if name.startswith("body.")}
+
+
+def test_a_share_of_0_leaves_the_network_and_the_clusters_as_they_were(fit_once):
+    before, averaged = fit_once("--rounds", "0"), fit_once("--set", "average=0")
+    start = body(before)
+    assert all(torch.equal(mean, start[name]) for name, mean in body(averaged).items() if mean.is_floating_point())
+    assert (averaged / "clusters.csv").read_bytes() == (before / "clusters.csv").read_bytes()
+
+
+def test_after_several_rounds_it_is_the_mean_with_the_weights_before_the_last(fit_once):
+    """But for the statistics, which are measured anew."""
+    run = fit_once("--rounds", "2", "--set", "average=.25", "--keep-checkpoints")
+    once, end = (load_file(run / f"checkpoints/00000{number}.safetensors") for number in (1, 2))
+    for name, mean in body(run).items():
+        parts = once[f"network.{name}"], end[f"network.{name}"]
+        if mean.is_floating_point():
+            assert torch.equal(mean, torch.lerp(*parts, 0.25)) != ("running_" in name), name
+            assert not torch.equal(*parts) or not name.endswith("weight")
+
+
+def test_the_statistics_of_averaged_weights_are_those_of_the_images():
+    images = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    network = as_network(nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8)
+    measure_statistics(network, images, Compute.of(network, images, batch_size=10), seed=0)
+    seen = (images / 255 - network.mean) / network.std
+    torch.testing.assert_close(network.body[0].running_mean, seen.mean((0, 2, 3)))
+    torch.testing.assert_close(network.body[0].running_var, seen.var((0, 2, 3)), rtol=0.02, atol=0)
+
+    deep = as_network(nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten()), 8)
+    for few, batch in ((images[:1], 10), (images[:3], 1)):  # of maps of 1 x 1
+        measure_statistics(deep, few, Compute.of(deep, few, batch_size=batch), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "width", "collapsed"),
+    [
+        ([50, 30, 20], 4, False),
+        ([60, 30, 10], 4, True),
+        ([100, 0, 0], 1, True),
+        ([40, 30, 30], 1, True),  # all features are alike
+        ([40, 30, 30], 2, False),
+        ([90, 10], 1, False),  # one of two has half of the images wherever training goes
+        ([20, 5, 4], 4, False),  # too few images to tell
+    ],
+)
+def test_a_collapse_is_one_cluster_or_equal_features(sizes, width, collapsed):
+    clustering = Clustering(torch.empty(sum(sizes)), torch.empty(0), torch.tensor(sizes), 0.0, 1, 0)
+    text = fit.collapse(SimpleNamespace(clustering=clustering, reduced=torch.zeros(sum(sizes), width)))
+    assert ("--lr" in text) == bool(text) == collapsed
+
+
+# Each step takes all of a weight away and adds a gradient, which vanishes: in the end all images have equal features.
+COLLAPSING = {"epochs": 5, "lr": 1.0, "weight_decay": 1.0, "momentum": 0.0, "warmup": 0.0}
+
+
+def test_a_run_that_collapses_says_so(tmp_path):
+    """Of a healthy one, a warning is an error in every test."""
+    images = drawings(16, 16)[0].permute(0, 2, 3, 1).numpy()
+    recipe = read_request({**SMALL_FIT, "rounds": 1, **COLLAPSING}, "classic")
+    with pytest.warns(DeepClusterWarning, match="100%.*--lr"), pytest.warns(match="only 1 of 3"):
+        fit.fit(images, fit.Request(out=tmp_path, n_clusters=3, recipe=recipe))
+
+
+def test_one_view_of_one_image_is_too_few_for_batch_normalisation(tmp_path):
+    options = {"pseudo_labels": 1, "projection_hidden": 8, "projection_dim": 4, "rounds": 1, "instance_temperature": 0}
+    recipe = read_request({**SMALL_FIT, "views": 1, **options})
+    with pytest.raises(UsageError, match="views=2"):
+        fit.fit(np.zeros((1, 16, 16, 3), np.uint8), fit.Request(out=tmp_path, n_clusters=1, recipe=recipe))

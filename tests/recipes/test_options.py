@@ -171,7 +171,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "crop_max": (0.9, {"view.crop": (0.08, 0.9)}),
     "small_views": (3, {"small": 3, "small_view.size": 96, "small_view.crop": (0.05, 0.14)}),
 }
-# The result: test_averaging, test_classic, test_groups; a network with a classifier: test_published.
+# The result: test_algorithm, test_presets, test_groups; a network with a classifier: test_published.
 ELSEWHERE = {"average", "grouping", "class_probabilities"}
 # Every other option reaches whatever has a field of its name.
 OWNERS = ("network", "learning", "compute", "reduction", "final_reduction", "clustering", "final_clustering", "view")

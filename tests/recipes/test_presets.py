@@ -1,18 +1,29 @@
 import re
+import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from deepcluster.clustering.kmeans import kmeans
 from deepcluster.errors import DataError, UsageError
 from deepcluster.fitting.plan import Start
+from deepcluster.groups.cut import as_clusters, cut_features
+from deepcluster.groups.graph import Embeddings
+from deepcluster.recipes import build
 from deepcluster.recipes.auto import Facts, Plan
 from deepcluster.recipes.options import Recipe, to_toml
 from deepcluster.recipes.presets import PRESETS, read_request, resolve
+from deepcluster.runs.recut import recut
+from deepcluster.seeding import derive
+from deepcluster.storage import model_files as models
+from tests.helpers.runs import rows
 
 RECIPES = Path(__file__).parents[2] / "examples/recipes"
 PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10)
@@ -280,3 +291,58 @@ def test_a_wrong_recipe_file_is_named(tmp_path, text, message):
         plan_of(str(file), {}, PHOTOS)
     with pytest.raises(UsageError, match=r"none\.toml"):
         plan_of("none.toml", {}, PHOTOS)
+
+
+# ---- classic end to end: clusters by k-means, and k centroids are all that a new image needs -------------------------
+
+
+def test_in_classic_each_image_is_in_the_cluster_of_the_nearest_of_k_means(fit_once, finished):
+    """One more update moves no mean, as k-means has converged on so few images."""
+    run = fit_once("--recipe", "classic")
+    centroids, features = models.load(run).cut.centroids, torch.from_numpy(np.load(run / "features.npy"))
+    table = rows(run / "clusters.csv")
+    cluster, distance = (torch.tensor([float(row[name]) for row in table]) for name in ("cluster", "distance"))
+    away = torch.cdist(features.double(), centroids.double())
+    assert torch.equal(away.argmin(1), cluster.long())
+    assert torch.allclose(away.min(1).values.float(), distance, atol=1e-4)
+    means = torch.stack([features[cluster == number].mean(0) for number in range(3)])
+    assert torch.allclose(means, centroids, atol=1e-5)
+    # It alone says that images are few: both runs have 48 and no weights.
+    assert [(each / "log.txt").read_text().count(" Few: 48 images") for each in (run, finished)] == [1, 0]
+
+
+@pytest.mark.parametrize(("options", "centroids"), [(("--recipe", "classic"), 2), (("--labels", "folders"), 5)])
+def test_recut_groups_as_the_recipe_of_the_run_says(fit_once, tmp_path, options, centroids):
+    run = Path(shutil.copytree(fit_once(*options), tmp_path / "run"))
+    recut(run, 2)
+    groups = models.load(run).cut
+    assert groups.count == 2 and len(groups.centroids) == centroids
+
+
+KMEANS, EMBEDDING = Recipe(grouping="kmeans"), Recipe(grouping="embedding")
+cut_sample = partial(build.cut_sample, embed=Embeddings())
+
+
+@pytest.mark.parametrize("fine", [20, 9])
+def test_the_best_of_several_starts_counts(fine):
+    """Nine blobs: a single random start merges two of them more often than not, that of as many fine clusters, too."""
+    middles = 5 * torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0)).repeat_interleave(30, 0)
+    x = middles + 0.1 * torch.randn(270, 2, generator=torch.Generator().manual_seed(0))
+    for seed in range(3):
+        groups = cut_sample(x, kmeans(x, fine, seed=seed), 9, seed, KMEANS)
+        nearest = torch.cdist(x, groups.centroids).argmin(1)
+        assert torch.bincount(nearest).tolist() == [30] * 9
+
+
+def test_the_option_and_the_number_decide(monkeypatch):
+    """Very many groups, if as many as pseudo-labels, are the last clustering."""
+    x = torch.nn.functional.normalize(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)))
+    fine = kmeans(x, 5)
+    groups, expected = cut_sample(x, fine, 4, 0, EMBEDDING), cut_features(x, 4, seed=derive(0, "groups"))
+    assert torch.equal(groups.centroids, expected.centroids) and torch.equal(groups.cluster_of, expected.cluster_of)
+    assert cut_sample(x, fine, 4, 0, KMEANS).cluster_of.tolist() == [0, 1, 2, 3]
+    assert len(cut_sample(x, fine, 5, 0, EMBEDDING).centroids) > 5
+    monkeypatch.setattr(build, "MAX_IN_CUT", 4)  # very many
+    for recipe in (KMEANS, EMBEDDING):
+        assert torch.equal(cut_sample(x, fine, 5, 0, recipe).centroids, as_clusters(fine).centroids)
+    assert cut_sample(x, fine, 6, 0, replace(KMEANS, empty="faiss")).count == 6
