@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.errors import Stopped
 from deepcluster.storage import files as whole
-from deepcluster.storage.files import new_folder, scratch_folder
+from deepcluster.storage.files import new_folder
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.drawings import pack, save_drawings
-from tests.helpers.runs import bystanders, change_record, contents, record, small_fit, state_of
+from tests.helpers.runs import bystanders, change_record, contents, small_fit, state_of
 from tests.helpers.tiny import tiny_run
 
 Ends = Callable[..., str]
-LONG = "x" * 300
 ROW = b"path,cluster,name,distance,margin,is_outlier\n"
 
 
@@ -90,38 +87,32 @@ def test_what_is_there_is_replaced_by_overwrite_alone_and_what_is_read_never(pla
 NO_FILE = {
     "nothing": "",
     "the root": "/",
-    "300 bytes": LONG,
-    "a folder of 300 bytes": f"{LONG}/a.csv",
     "no folder": "none/a.csv",
-    "a link to itself": "round",
     "below a file": "list.txt/a.csv",
-    "the system's": "/proc/a.csv",
 }
 
 
 @pytest.mark.parametrize("out", NO_FILE.values(), ids=NO_FILE)
 def test_a_place_where_no_file_can_be(place, out, ends, monkeypatch):
-    Path("round").symlink_to("round")
     monkeypatch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
     before = contents(place)
     assert ends(["predict", "run", "photos", "-o", out, "-q"], 5 if out else 2).startswith("error: ")
     assert contents(place) == before
 
 
-def test_empty_files_long_names_and_devices_may_be_outputs(place, ends):
-    """An empty file (of mktemp), a name of 255 bytes, devices, an open file by its number (as /dev/stdout)."""
+def test_empty_files_and_devices_may_be_outputs(place, ends):
+    """An empty file (of mktemp), devices, an open file by its number (as /dev/stdout)."""
     Path("empty.csv").touch()
     for device in ("null", "full"):  # by a link, lest a failure of this test harms the machine
         Path(device).symlink_to(f"/dev/{device}")
     with Path("log").open("w") as log:
         log.write("a line\n")
         log.flush()
-        for out in ("empty.csv", "x" * 251 + ".csv", "null", f"/proc/self/fd/{log.fileno()}"):
+        for out in ("empty.csv", "null", f"/proc/self/fd/{log.fileno()}"):
             assert ends(["predict", "run", "photos", "-o", out, "-q"], 0) == ""
     assert os.strerror(errno.ENOSPC) in ends(["predict", "run", "photos", "-o", "full", "-q"], 5)
     assert Path("null").is_symlink() and Path("full").is_symlink()
-    for out, begin in (("empty.csv", b""), ("x" * 251 + ".csv", b""), ("log", b"a line\n")):
-        assert Path(out).read_bytes().startswith(begin + ROW)
+    assert Path("empty.csv").read_bytes().startswith(ROW) and Path("log").read_bytes().startswith(b"a line\n" + ROW)
 
 
 def test_a_file_has_the_permissions_of_any_other(tmp_path):
@@ -162,29 +153,3 @@ def test_run_folders_are_no_images(tmp_path, ends):
     one, other = ([*open_run(images / "runs" / name).read_rows("clusters.csv")] for name in ("a", "b"))
     assert one == other and len(one) == len([*images.glob("*/*.png")])
     ends(["fit", images / "runs" / "a", "-o", tmp_path / "r", "-q"], 3)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_another_run_is_refused(fit_once, run, photos, tmp_path, ends):
-    """Of the same size, options and seed."""
-    other, stopped = fit_once("--rounds", "2", "--keep-checkpoints"), tmp_path / "stopped"
-    shutil.copytree(fit_once("--rounds", "2"), stopped, ignore=shutil.ignore_patterns("checkpoints"))
-    change_record(stopped, status="stopped")
-    shutil.copytree(other / "checkpoints", stopped / "checkpoints")
-    before = contents(stopped)
-    said = ends(["fit", photos, "-o", stopped, *small_fit("--rounds", "2"), "--resume"], 4)
-    assert all(record(run)["run"] in said for run in (other, stopped))
-    assert contents(stopped) == before
-
-
-def test_a_signal_as_soon_as_a_scratch_folder_exists_leaves_nothing(tmp_path, monkeypatch):
-    mkdir = Path.mkdir
-
-    def stopped(self):
-        mkdir(self)
-        raise Stopped("a signal")
-
-    monkeypatch.setattr(Path, "mkdir", lambda self, **options: mkdir(self, **options) if options else stopped(self))
-    with pytest.raises(Stopped), scratch_folder(tmp_path / "out"):
-        pass
-    assert not any(tmp_path.iterdir())
