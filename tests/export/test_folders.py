@@ -28,7 +28,6 @@ from deepcluster.export.plan import (
 from deepcluster.images.decode import Undecodable
 from deepcluster.storage.files import put_in_place
 from deepcluster.storage.run_folder import RunFolder, read_table
-from tests.helpers.commands import largest_file
 from tests.helpers.drawings import pixels, write_image
 from tests.helpers.runs import Said, originals, tree
 from tests.helpers.tiny import hand_run, photos_run, writable, write_clusters
@@ -152,23 +151,6 @@ def test_what_is_there_is_left_alone(holiday, tmp_path, monkeypatch):
 
 def leftovers(folder):
     return [path.name for path in folder.iterdir() if path.name not in ("photos", "run")]
-
-
-def test_after_a_stop_or_on_a_full_disk_nothing_is_left(holiday, tmp_path):
-    class Impatient(Said):
-        def progress(self, phase, done, total):
-            if done == 3:
-                raise KeyboardInterrupt
-
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "photos" / "sea" / "b.png")
-    before = originals(tmp_path / "photos")
-    with pytest.raises(KeyboardInterrupt):
-        folders(holiday, tmp_path / "out", display=Impatient())
-    assert leftovers(tmp_path) == []
-    with largest_file(1000), pytest.raises(DiskError, match=os.strerror(errno.EFBIG)):  # fails in the same place
-        folders(holiday, tmp_path / "out", mode="copy")
-    assert leftovers(tmp_path) == [] and originals(tmp_path / "photos") == before
 
 
 def test_a_list_may_name_any_image_and_nothing_else(tmp_path, monkeypatch):

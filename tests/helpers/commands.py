@@ -19,16 +19,21 @@ DISK_CALLS = ("rename", "replace", "link", "unlink", "rmdir", "mkdir", "fsync") 
 Trap = tuple[str, str, int]
 
 
-def before_call(count: int, act: Callable[[], object]) -> Callable[[Any], Any]:
-    """Return a wrapper of functions: ``act`` is called before the count-th call of all that it wraps."""
+def before_call(count: int, act: Callable[[], object], *, after: bool = False) -> Callable[[Any], Any]:
+    """Return a wrapper of functions: ``act`` is called before (or after) the count-th call of all that it wraps."""
     calls: list[int] = []
 
     def wrapped(original: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
             calls.append(1)
-            if len(calls) == count:
+            is_counted = len(calls) == count
+            if is_counted and not after:
                 act()
-            return original(*arguments, **options)
+            try:
+                return original(*arguments, **options)
+            finally:
+                if is_counted and after:
+                    act()
 
         return call
 

@@ -1,38 +1,30 @@
-"""One state of a run: kills, power cuts, failing calls and mixed copies leave the old state or the new one, whole."""
+"""One state of a run: mixed copies are one of the two or refused, undo and redo are exact, one process changes it."""
 
 import csv
-import errno
 import itertools
 import os
+import re
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from deepcluster.commands.cli import run_command
-from deepcluster.errors import DiskError, ModelError, Stopped, UsageError
-from deepcluster.records import State
+from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.runs.apply import apply
 from deepcluster.runs.change import redo, undo
-from deepcluster.runs.promote import promote
 from deepcluster.runs.recut import recut
 from deepcluster.runs.run import read_run
 from deepcluster.runs.teach import Answer, teach
-from deepcluster.runs.update import update
-from deepcluster.runtime.signals import stoppable
 from deepcluster.storage import former, run_folder
 from deepcluster.storage import lock as locks
 from deepcluster.storage.checkpoint import Checkpoints
-from deepcluster.storage.content import FILES, LOG
+from deepcluster.storage.content import FILES
 from deepcluster.storage.edits_file import Edits
-from tests.helpers import disk
-from tests.helpers.commands import DISK_CALLS, before_call, killed_at_every_change
 from tests.helpers.features import blobs
-from tests.helpers.runs import change_record, contents, left_behind, state_of
+from tests.helpers.runs import change_record, contents, left_behind, small_fit, state_of
 from tests.helpers.tiny import change_config, tiny_run
 
 
@@ -43,130 +35,25 @@ def no_waiting_for_the_disk(monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs on four clusters, without pages; the first has a change to undo and one to make again."""
+    """A place with a run on four clusters, without a page; it has a change to undo and one to make again."""
     place = tmp_path_factory.mktemp("state") / "place"
     place.mkdir()
     np.save(place / "images.npy", blobs([15] * 4).numpy())
-    np.save(place / "more.npy", blobs([1] * 4, seed=1).numpy())
-    for name in ("run", "new"):
-        line = ["fit", f"{place}/images.npy", "--features", "-o", f"{place}/{name}", "-k", "4", "-q"]
-        assert run_command(line) == 0
-        for page in ("report.html", "map.npy", "thumbnails.webp", "tiles.json"):
-            (place / name / page).unlink(missing_ok=True)
-        apply(place / name, Edits(names={0: "a"}))
-    apply(place / "run", Edits(names={0: "b"}))
+    assert run_command(["fit", f"{place}/images.npy", "--features", "-o", f"{place}/run", "-k", "4", "-q"]) == 0
+    for page in ("report.html", "map.npy", "thumbnails.webp", "tiles.json"):
+        (place / "run" / page).unlink(missing_ok=True)
+    for name in "ab":
+        apply(place / "run", Edits(names={0: name}))
     undo(place / "run")
-    (place / "run" / "mine.txt").write_text("mine")
     return place
 
 
-TRUTHS = [name for name in FILES if not (FILES[name].view or FILES[name].spare or name == LOG)]
-
-
-def overwrite(place: Path) -> None:
-    """Replace a run, as a fit without rounds does it."""
-    with run_folder.locked(place / "run") as folder, run_folder.staged(folder) as staged:
-        for name in (name for name in locks.own_files(place / "new") if name in TRUTHS):
-            staged.write(name, (place / "new" / name).read_bytes())
-
-
-# The changes of a place with two runs.
-WORK: dict[str, Callable[[Path], object]] = {
-    "name": lambda place: apply(place / "run", Edits(names={2: "c"})),
-    "undo": lambda place: undo(place / "run"),
-    "redo": lambda place: redo(place / "run"),
-    "update": lambda place: update(place / "run", str(place / "more.npy")),
-    "overwrite": overwrite,
-    "promote": lambda place: promote(place / "new", place / "run", force=True),
-}
-
-
 def state(place: Path) -> tuple[object, ...]:
-    """The truths of the run in a place. A promotion that was killed is made again."""
-    run = place / "run"
-    if not run.exists() and [*place.glob("run-until-*")]:
-        WORK["promote"](place)
-    folder = run_folder.open_run(run)
+    """The truths of the run in a place."""
+    folder = run_folder.open_run(place / "run")
     whole = read_run(folder)
     done = [made.text for made in former.history(folder)[0]]
     return whole.record.run, whole.model.names, whole.model.said, whole.placement.cluster.tolist(), *done
-
-
-promoting = pytest.mark.filterwarnings("ignore:.*no fit --like")
-
-
-@pytest.fixture(params=WORK)
-def work(request: pytest.FixtureRequest) -> Callable[[Path], object]:
-    return WORK[request.param]
-
-
-@pytest.fixture
-def both(made: Path, work: Callable[[Path], object], tmp_path: Path, monkeypatch) -> tuple[object, object]:
-    """The states before and after a change, which draws no page."""
-    monkeypatch.setattr("deepcluster.runs.views.report", lambda run: None)
-    work(after := Path(shutil.copytree(made, tmp_path / "after")))
-    return state(Path(shutil.copytree(made, tmp_path / "before"))), state(after)
-
-
-@promoting
-def test_a_kill_at_any_change_of_the_disk_leaves_the_old_state_or_the_new_one(made, work, both, tmp_path):
-    """The same command completes it, and the next one makes the views again and tidies up."""
-    seen = []
-    (tmp_path / "kills").mkdir()
-    for place in killed_at_every_change(tmp_path / "kills", lambda to: Path(shutil.copytree(made, to)), work):
-        seen.append(both.index(state(place)))
-        if not seen[-1]:
-            work(place)
-        assert state(place) == both[1] and state_of(place / "run")
-        with run_folder.locked(place / "run"):
-            pass
-        assert not [*place.glob(".run.*")] and not left_behind(place / "run")
-        assert next(place.rglob("mine.txt")).read_text() == "mine"
-    assert seen == sorted(seen) and {*seen} == {0, 1} and len(seen) > 15, "one moment divides old from new"
-
-
-@promoting
-def test_a_power_cut_at_any_change_of_the_disk_leaves_the_old_state_or_the_new_one(made, work, both, tmp_path):
-    place = Path(shutil.copytree(made, tmp_path / "place"))
-    with pytest.MonkeyPatch.context() as patch:
-        work_of_disk = disk.Disk(place, patch)
-        work(place)
-    assert state(disk.write(work_of_disk.safe(), tmp_path / "safe")) == both[1], "what is done lasts"
-    trees = [*work_of_disk.trees]
-    seen = [both.index(state(disk.write(dict(tree), tmp_path / str(i)))) for i, tree in enumerate(trees)]
-    assert {*seen} == {0, 1} and len(seen) > 3
-
-
-NUMBERS = [errno.EIO, errno.ENOSPC, errno.EACCES]
-
-
-@promoting
-@pytest.mark.parametrize("numbers", [NUMBERS, *(pytest.param([number], marks=pytest.mark.slow) for number in NUMBERS)])
-def test_a_call_that_fails_leaves_the_old_state_or_the_new_one_and_names_a_file(made, work, both, tmp_path, numbers):
-    failed = [True]
-    for n in itertools.count(1):
-        if not failed:
-            break
-        failed.clear()
-        number = numbers[n % len(numbers)]
-
-        def fail(number: int = number) -> None:
-            failed.append(True)
-            raise OSError(number, os.strerror(number))
-
-        place, wrapped = Path(shutil.copytree(made, tmp_path / str(n))), before_call(n, fail)
-        done = True
-        with pytest.MonkeyPatch.context() as patch:
-            for name in (*DISK_CALLS, "open"):
-                patch.setattr(os, name, wrapped(getattr(os, name)))
-            try:
-                work(place)
-            except DiskError as error:
-                done = False
-                assert str(place) in str(error) and os.strerror(number) in str(error), error
-        assert state(place) in (both[1:] if done else both), n
-        shutil.rmtree(place)
-    assert n > 20
 
 
 def test_a_copy_of_two_halves_is_one_of_the_two_or_refused_by_name(made, tmp_path):
@@ -279,49 +166,21 @@ def test_every_command_works_whatever_became_of_the_views(run, photos, tmp_path,
     assert failed == [] and state_of(run)
 
 
-# ---- checkpoints, signals, and what lies in the way ------------------------------------------------------------------
+# ---- locks, and what lies in the way ---------------------------------------------------------------------------------
 
 
-def test_a_kill_at_any_change_of_the_disk_leaves_the_last_checkpoint_or_the_next(tmp_path):
-    def write(folder: Path, *rounds: int) -> Path:
-        folder.mkdir(exist_ok=True)
-        for number in rounds:
-            Checkpoints(folder).write(State(number), {"weight": torch.full((3,), number)}, {})
-        return folder
-
-    rounds = []
-    for folder in killed_at_every_change(tmp_path, lambda folder: write(folder, 1, 2), lambda folder: write(folder, 3)):
-        checkpoint = Checkpoints(folder).latest()  # without a warning: none is damaged
-        assert checkpoint and checkpoint.tensors["network.weight"].tolist() == [checkpoint.values["round"]] * 3
-        rounds.append(checkpoint.values["round"])
-    assert rounds[0] == 2 and rounds[-1] == 3 and rounds == sorted(rounds) and len(rounds) > 7
-
-
-@pytest.mark.parametrize("name", ["name", "overwrite"])
-def test_a_signal_at_any_change_of_the_disk_says_if_the_run_has_changed(made, tmp_path, name):
-    """A command that has changed nothing is to be repeated; an undo, typed again, would take back two steps."""
-    before, came, seen = state(Path(shutil.copytree(made, tmp_path / "before"))), [True], []
-
-    def stop() -> None:
-        came.append(True)
-        signal.raise_signal(signal.SIGTERM)
-
-    while came:
-        place, wrapped = Path(shutil.copytree(made, tmp_path / str(len(seen)))), before_call(len(seen) + 1, stop)
-        came.clear()
-        said = ""
-        with pytest.MonkeyPatch.context() as patch:
-            for call in DISK_CALLS:
-                patch.setattr(os, call, wrapped(getattr(os, call)))
-            try:
-                with stoppable():
-                    WORK[name](place)
-            except Stopped as error:
-                said = str(error)
-        seen.append(state(place) != before)
-        assert not said or seen[-1] == ("has changed already" in said), (len(seen), said)
-        assert said or seen[-1]
-    assert seen == sorted(seen) and {*seen} == {False, True}
+def test_one_process_at_a_time_changes_a_run(run, photos, tmp_path, ends):
+    """A lock that a killed process has left blocks nothing."""
+    fit = ["fit", photos, *small_fit("--rounds", "0"), "-o"]
+    change_record(run, status="stopped")
+    with run_folder.locked(run):
+        for line in ([*fit, run, "--resume"], [*fit, run, "--overwrite"], ["report", run], ["recut", run, "-k", "3"]):
+            assert re.search(rf"{run} .*{os.getpid()}", ends(line, 5))
+    with run_folder.locked(tmp_path / "new", make=True):
+        assert str(os.getpid()) in ends([*fit, tmp_path / "new"], 5)
+    (run / locks.LOCK).write_text("process 1 on elsewhere\n")
+    change_record(run, status="done")
+    ends(["report", run], 0)
 
 
 def test_an_error_drops_the_run_that_would_replace_another(made, tmp_path):

@@ -1,24 +1,17 @@
 """Several ranks: what they exchange, their checkpoints, every collective against one process, runs, and torchrun."""
 
 import itertools
-import os
-import random
 import re
 import runpy
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import is_dataclass, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -56,9 +49,8 @@ from deepcluster.storage.clusters_file import read_clusters
 from tests.helpers.image_files import source_of
 from tests.helpers.loop import learn, loop
 from tests.helpers.pages import ROOT as REPOSITORY
-from tests.helpers.ranks import WAIT, Ranks
 from tests.helpers.runs import record
-from tests.helpers.shared import OPTIONS, files_of, pixels
+from tests.helpers.shared import OPTIONS, pixels
 
 
 def error_of(processes: Processes, work: Callable[..., Any], *arguments: Any) -> str:
@@ -383,11 +375,10 @@ def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
     drawn()
 
 
-def fitted(
-    processes: Processes, out: Path, steps: int | None, resume: bool, images: Path | None = None, options: Any = OPTIONS
-) -> None:
+def fitted(processes: Processes, out: Path, steps: int | None, resume: bool) -> None:
     """Fit a run that stops after so many optimizer steps (None: it does not)."""
-    request = run.Request(out=out, n_clusters=4, recipe=read_request(options), resume=resume)
+    recipe = read_request(OPTIONS | {"features": "memory"})
+    request = run.Request(out=out, n_clusters=4, recipe=recipe, resume=resume)
     made, original = itertools.count(), training.number_of_parts
 
     def counted(*arguments: Any) -> int:
@@ -397,7 +388,7 @@ def fitted(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "number_of_parts", counted)
-        run.fit(str(images) if images else pixels(), request, processes=processes)
+        run.fit(pixels(), request, processes=processes)
 
 
 OTHERS = [(first, second) for first in (1, 2, 3) for second in (1, 2, 3) if first != second]
@@ -408,12 +399,11 @@ OTHERS = [(first, second) for first in (1, 2, 3) for second in (1, 2, 3) if firs
 )
 def test_resumed_by_another_number_of_processes_it_says_so(ranks, tmp_path, first, second):
     out, difference = tmp_path / "run", f"processes {first} then, {second} now"
-    options = OPTIONS | {"features": "memory"}
-    stopped = ranks[first](error_of, fitted, out, 9, False, None, options)
+    stopped = ranks[first](error_of, fitted, out, 9, False)
     assert all(error.startswith("Stopped: ") for error in stopped)
     assert record(out)["status"] == "stopped"
     with pytest.warns(DeepClusterWarning, match=difference) if second == 1 else nullcontext():
-        ranks[second](fitted, out, None, True, None, options)
+        ranks[second](fitted, out, None, True)
     assert difference in record(out)["resumed"]
     assert record(out)["status"] == "done" and [*out.glob("images*")] == [out / "images.csv"]
 
@@ -427,100 +417,7 @@ def test_other_images_in_one_process_are_seen(ranks, tmp_path):
     assert first == second and re.match("DataError: .*the array .*40 .*39 ", first)
 
 
-# ---- under torchrun: the command as users type it, and what is left when something kills a process -------------------
-
-KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "3"))
-ROUNDS = 6
-SMALL = OPTIONS | {"epochs": 1, "rounds": ROUNDS}
-SMALL_FIT = ["-q", "-k", "4", *(f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())]
-# The command, each process of which writes its number into a folder; one of them sends a signal at an event.
-SIGNALLED = """
-import os, sys
-from pathlib import Path
-from deepcluster.__main__ import main
-from tests.helpers.commands import trapped
-
-folder, rank, target, *trap = sys.argv.pop(1).split(",")
-Path(folder, os.environ["RANK"]).write_text(str(os.getpid()))
-if os.environ["RANK"] == rank:
-    trapped(trap[0], trap[1], int(trap[2]), os.getppid() if target == "launcher" else None)
-main()
-"""
-EVENTS = ("deepcluster.algorithm:features_of", "deepcluster.algorithm:_by_main")  # one of each a round
-
-
-def torchrun(*arguments: object, count: int = 2, program: Sequence[str] = ("-m", "deepcluster")) -> tuple[int, str]:
-    """Run a command in several processes; return its exit code and what it says."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    done = subprocess.run(
-        [*launcher, *program, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}, timeout=WAIT,
-    )  # fmt: skip
-    return done.returncode, done.stdout
-
-
-def signalled(folder: Path, rank: int, target: str, what: str, where: str, count: int, *arguments: object) -> str:
-    """Run a command in two processes, one of which signals itself or the launcher, and return what they say."""
-    script = folder / "signalled.py"
-    script.write_text(SIGNALLED)
-    trap = ",".join(map(str, (folder, rank, target, what, where, count)))
-    _, said = torchrun(trap, *arguments, program=[str(script)])
-    until = time.monotonic() + WAIT  # the end of their output should be the end of both
-    for process in ((folder / str(rank)).read_text() for rank in range(2)):
-        with suppress(OSError):
-            while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":  # a zombie is dead
-                assert time.monotonic() < until, "some are still alive"
-                time.sleep(0.05)
-    return said
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("images") / "images.npy"
-    np.save(file, pixels())
-    return file
-
-
-@pytest.fixture(scope="module")
-def whole(ranks: dict[int, Ranks], images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    ranks[2](fitted, folder, None, False, images, SMALL)
-    return folder
-
-
-@pytest.mark.parametrize("draw", [pytest.param(i, marks=pytest.mark.slow if i else ()) for i in range(KILLS)])
-def test_kill_a_process(ranks, images, whole, tmp_path, draw):
-    """In a random round: all others end too, and the run resumes to the result of the whole one."""
-    chance, out = random.Random(draw), tmp_path / "run"
-    rank, target = ((1, "rank"), (0, "rank"), (0, "launcher"))[draw % 3]
-    event = (chance.choice(EVENTS), chance.randrange(2, ROUNDS))
-    said = signalled(tmp_path, rank, target, "SIGKILL", *event, "fit", images, "-o", out, *SMALL_FIT)
-    ranks[2](fitted, out, None, True, images, SMALL)
-    assert files_of(out) == files_of(whole)
-    errors = re.findall("^.*error: .*$", said, re.M)
-    if target == "launcher":
-        return
-    if rank == 0:  # torchrun names the signal that ended the main rank, and ends the other one
-        assert errors == [] and "SIGKILL" in said
-    else:
-        (error,) = (
-            errors  # the launcher sends SIGTERM to the main rank, which may hear it before the connection is lost
-        )
-        assert re.search("another process|stopped .* --resume(; to end .*)?$", error)
-
-
-@pytest.mark.slow
-def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, tmp_path):
-    out = tmp_path / "run"
-    said = signalled(tmp_path, 0, "launcher", "SIGTERM", EVENTS[0], 4, "fit", images, "-o", out, *SMALL_FIT)
-    assert len(re.findall("^error: ", said, re.M)) == 1, said
-    assert re.search(f"error: stopped .*; to go on: run it again with -o {out} --resume(; to end .*)?$", said, re.M)
-    assert record(out)["status"] == "stopped"
-    code, said = torchrun("fit", images, "-o", out, *SMALL_FIT, "--resume")
-    assert code == 0, said
-    assert files_of(out) == files_of(whole)
+# ---- commands under torchrun (kills of its processes: test_kills) ----------------------------------------------------
 
 
 ALONE = [["fit", "-"], *([name, "run"] for name in app if name[0] != "-" and name != "fit")]
@@ -546,20 +443,18 @@ def test_another_rank_lets_the_main_rank_speak_first(monkeypatch, capsys, reques
     assert capsys.readouterr().err.startswith("[rank 1] error: ")
 
 
-def test_no_step_is_too_long_for_the_group_and_a_signal_ends_a_process_that_waits_for_it(monkeypatch):
-    """Torch alone would end it after half an hour. While it waits, no handler of Python runs."""
+def test_a_signal_ends_a_process_that_waits_for_the_others(monkeypatch):
+    """Torch waits in compiled code, where no handler of Python runs."""
     handlers: list[object] = []
 
-    def refuse(*arguments: object, **options: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         handlers.append(signal.getsignal(signal.SIGTERM))
         raise ValueError("refused")
 
-    group = Mock(side_effect=refuse)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(joining, "_end_with_launcher", lambda: None)
-    monkeypatch.setattr(dist, "init_process_group", group)
+    monkeypatch.setattr(dist, "init_process_group", refuse)
     with stoppable():
         with pytest.raises(UsageError), joining.init_processes():
             pass
         assert callable(signal.getsignal(signal.SIGTERM)) and handlers == [signal.SIG_DFL]
-    assert group.call_args.kwargs["timeout"] > timedelta(days=1)
