@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from deepcluster import algorithm
-from deepcluster.algorithm import conclude
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.commands import session
 from deepcluster.commands.cli import app, run_command
@@ -36,7 +35,7 @@ from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
 from deepcluster.learning.features import certainty_of
-from deepcluster.learning.heads import CentroidHead, WithInstances, new_linear_head
+from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.nets.network import Network
 from deepcluster.recipes.presets import read_request
 from deepcluster.runtime import processes as joining
@@ -173,6 +172,22 @@ def own(x: Tensor, processes: Processes) -> Tensor:
     return x[share.start : share.stop]
 
 
+def stored(processes: Processes, count: int, is_mapped: bool) -> tuple[Any, ...]:
+    """Return images of which every fifth cannot be read, from memory or a file."""
+
+    def read(i: int) -> Image.Image:
+        if i % 5 == 4:
+            raise Undecodable("bad on purpose")
+        return Image.fromarray(np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deepcluster.images.store.store_budget", lambda: 0)
+        store = read_once(source_of(read, count), 6, processes, folder=Path(folder) if is_mapped else None)
+        names = [path.name for path in Path(folder).iterdir()]
+        assert names == ["images.u8"] * (is_mapped and len(store.images) > 0)
+        return store.usable, store.skipped, torch.as_tensor(store.images)
+
+
 def whitened(processes: Processes, rows: Tensor) -> Any:
     local = own(rows, processes)
     of_pass = features.Features(local, Compute(Partition.of(processes, len(local))))
@@ -199,23 +214,32 @@ def learnt(processes: Processes, drawn: int, batch_size: int, options: dict[str,
     return {"loss": loss, "memory": memory, "weights": [p.detach() for p in network.parameters()]}
 
 
-def alternated(processes: Processes, options: dict[str, Any] | None, most: int = 60) -> list[Any]:
-    """Run two rounds without random views, which differ by rank. None: with the steps of examples/change_a_step.py.
+def small_network() -> Network:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Network(body, 5)
 
-    ``most``: The number of rows that are clustered.
+
+def alternated(
+    processes: Processes, options: dict[str, Any] | None, most: int = 60, is_frozen: bool = True
+) -> list[Any]:
+    """Return two rounds without random views, which differ by rank, and the network.
+
+    ``options``: None: the steps of examples/change_a_step.py. ``most``: The number of rows that are clustered.
     """
     if options is None:
         names = runpy.run_path(str(REPOSITORY / "examples/change_a_step.py"))
         options = {"clustering": names["ward"], "loss": names["SmoothedLoss"]()}
     network = small_network()
-    network.frozen_statistics = True
+    network.frozen_statistics = is_frozen
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(algorithm, "MAX_CLUSTERED", most)
         rounds = loop(
             network, own(IMAGES, processes), clusters=4, rounds=2, batch_size=20, dims=3, views=2 * (STILL,),
             processes=processes, **options,
         )  # fmt: skip
-        return [[each.loss, each.clustering, each.nmi_previous, each.changed] for each in rounds]
+        facts = [[each.loss, each.clustering, each.nmi_previous, each.changed] for each in rounds]
+        return [*facts, network.body.state_dict()]
 
 
 def certain(processes: Processes) -> float | None:
@@ -243,6 +267,7 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
 def table(folder: Path) -> dict[str, tuple[Any, ...]]:
     """Return by name: a tolerance for the results, a function and its arguments."""
     return {
+        **{f"{count} images {is_mapped}": (0, stored, count, is_mapped) for count in (1, 33) for is_mapped in (0, 1)},
         "whitening": (1e-5, whitened, MANY),
         "no number": (0, error_of, whitened, NAN),
         # In one batch, in two, and one image at a time, which only the first rank gets; of eleven some get one fewer.
@@ -298,81 +323,14 @@ def test_results_are_those_of_one_process(ranks, alone, count, idle):
         same(ranks[count](work, *arguments, idle=idle), wholes[name], near)
 
 
-# ---- a run by several processes: every image once, equal steps, resuming --------------------------------------------
-
-SIZE = 6
-
-
-def small_network() -> Network:
-    torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Network(body, 5)
+@pytest.mark.parametrize("idle", [None, 1])
+def test_statistics_of_batches_are_the_same_in_all_processes(ranks, idle):
+    first, *others = ranks[3](alternated, {}, 60, False, idle=idle)
+    assert all(torch.equal(value, other[-1][name]) for other in others for name, value in first[-1].items())
+    assert all(other[i][0] == first[i][0] for other in others for i in range(2))
 
 
-def trained(
-    processes: Processes, count: int, bad: frozenset[int], batch: int, memory: bool, mapped: bool
-) -> dict[str, Any]:
-    """Read images, into a file if ``mapped``, and train two rounds on them, with a ``memory`` or without."""
-
-    def read(i: int) -> Image.Image:
-        if i in bad:
-            raise Undecodable("bad on purpose")
-        noise = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        noise[0, 0] = i
-        return Image.fromarray(noise)
-
-    with TemporaryDirectory() as folder:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("deepcluster.images.store.store_budget", lambda: 0)
-            store = read_once(source_of(read, count), SIZE, processes, folder=Path(folder) if mapped else None)
-        names = [path.name for path in Path(folder).iterdir()]
-    network, seen, original = small_network(), list[int](), features.fixed_view
-    k = min(3, len(store.usable))
-
-    def recorded(images: Tensor, size: int) -> Tensor:
-        seen.extend(images[:, 0, 0, 0].tolist())
-        return original(images, size)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "fixed_view", recorded)
-        head = CentroidHead(0.1) if memory else new_linear_head
-        options = {"clusters": k, "rounds": 2, "batch_size": batch, "dims": 4, "reuse_features": memory, "head": head}
-        rounds = list(loop(network, store.images, **options, processes=processes))
-    result = conclude(
-        network, store.images, clusters=k, reduction=Reduction(4, within_image=1.0),
-        compute=Compute.of(network, store.images, processes=processes),
-    )  # fmt: skip
-    return {
-        "files": names, "kept": store.usable, "skipped": store.skipped, "seen": seen[: len(store.images)],
-        "losses": [each.loss for each in rounds], "rows": len(result.reduced),
-        "state": {
-            "labels": [each.clustering.labels for each in rounds], "final": result.clustering.labels,
-            "weights": network.body.state_dict(),
-        },
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.slow)])
-def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
-    @settings(max_examples=examples)
-    @given(data=st.data())
-    def drawn(data: st.DataObject) -> None:
-        number = data.draw(st.integers(1, 3))
-        count = data.draw(st.integers(1, 33))
-        bad = data.draw(st.frozensets(st.integers(0, count - 1), max_size=count - 1))
-        batch = data.draw(st.integers(1, 8))
-        mapped = data.draw(st.booleans()) and count >= number  # a rank without images needs no file
-        results = ranks[number](trained, count, bad, batch, data.draw(st.booleans()), mapped)
-        usable, first = [i for i in range(count) if i not in bad], results[0]
-        assert [image for result in results for image in result["seen"]] == usable
-        for result in results:
-            assert list(result["kept"]) == usable and result["files"] == ["images.u8"] * mapped
-            assert [path for path, _ in result["skipped"]] == [f"{i:05}" for i in sorted(bad)]
-            assert result["losses"] == first["losses"]
-            torch.testing.assert_close(result["state"], first["state"], rtol=0, atol=0)
-        assert [result["rows"] for result in results] == [len(usable)] + [0] * (number - 1)
-
-    drawn()
+# ---- a run by several processes, resumed -----------------------------------------------------------------------------
 
 
 def fitted(processes: Processes, out: Path, steps: int | None, resume: bool) -> None:
