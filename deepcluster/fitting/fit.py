@@ -268,7 +268,7 @@ def collapse(conclusion: Conclusion) -> str:
     if len(sizes) <= 2 or not (is_crowded or conclusion.reduced.shape[1] == 1):
         return ""
     what = f"{share:.0%} of the images are in one fine cluster" if is_crowded else "all features are alike"
-    return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
+    return f"training has collapsed ({what}): lower --lr, or use --rounds 0, which keeps the network untrained"
 
 
 def _say_done(images: ImagesRead, outcome: Outcome, display: Display) -> None:

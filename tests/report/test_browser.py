@@ -616,7 +616,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         assert [button.get_attribute("value") for button in offered.all() if button.is_visible()] == ["1", "3"]
         page.locator("#merge-filter").fill("")
         page.locator("#merge-list").get_by_text("Cluster 2", exact=True).click()
-        moved.get_by_text("1 image moved to cluster 2.").wait_for()
+        moved.get_by_text("1 image will move to cluster 2 ").wait_for()
         assert tiles.first.get_attribute("title") == far[0] and page.locator("#images-order").input_value() == "far"
         page.keyboard.press("1")  # the next picture, to the same cluster
         page.locator("#images .tile-of.at").and_(page.locator(f'[title="{far[3]}"]')).wait_for()
@@ -933,7 +933,7 @@ def test_doubtful_images_of_one_kind_after_another_are_checked(copied: Path, bro
                 page.locator("#images [data-ticked=move]").click()
                 page.locator("#merge-filter").fill(target)  # a new kind
                 page.keyboard.press("Enter")
-            page.locator("#moved").get_by_text("1 image moved to cluster 3 · owls").wait_for()
+            page.locator("#moved").get_by_text("1 image will move to cluster 3 · owls").wait_for()
             page.keyboard.press("n")
             (page.locator("#told") if place else title).get_by_text("2 images moved" if place else "twins").wait_for()
         # It is remembered: all other images were seen and left.

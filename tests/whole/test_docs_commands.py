@@ -144,7 +144,7 @@ def test_figures_in_sentences_have_a_source(page: Path):
 
 
 def test_no_paragraph_has_more_than_80_words():
-    for page in {*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"}:
+    for page in [*(ROOT / "docs").rglob("*.md"), *map(ROOT.joinpath, ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]:
         text = re.sub(r"<!--.*?-->|\]\([^)]*\)|^\|[^\n]*$", "", prose(page), flags=re.DOTALL | re.MULTILINE)
         for paragraph in re.split(r"\n\s*\n|\n(?=\s*[-*] |\d\. )", text):
             assert len(paragraph.split()) <= 80, f"{page.name}: {paragraph.strip()[:60]}"

@@ -25,7 +25,7 @@ async function moveTo(list, target) {
   batch.push([list, target]);
   showMoves();
   tick([]);
-  $("#moved").textContent = t("{0} moved to {1}. Applied when this list is closed.", images(list.length), callOf(target));
+  $("#moved").textContent = t("{0} will move to {1} when you close this list.", images(list.length), callOf(target));
   if (!listed && !await applied()) takeMoveBack();
 }
 
