@@ -44,13 +44,13 @@ function plain(text) {
 
 function filter() {
   const wanted = plain($("#filter").value).toLowerCase();
-  let found = 0;
+  let matches = 0;
   for (const [number, card] of cards) {
     const text = `${titleOf(number)} ${hintsOf(number)} ${$(".labels", card)?.textContent ?? ""}`.toLowerCase();
     card.hidden = !text.includes(wanted);
-    found += text.includes(wanted);
+    matches += text.includes(wanted);
   }
-  $("#filtered").textContent = !wanted ? "" : found ? t("{0} of {1}", found, cards.size) : t("No cluster is called {0}", $("#filter").value.trim());
+  $("#filtered").textContent = !wanted ? "" : matches ? t("{0} of {1}", matches, cards.size) : t("No cluster is called {0}", $("#filter").value.trim());
 }
 
 $("#filter").addEventListener("input", filter);
@@ -61,5 +61,5 @@ $("#clusters").addEventListener("click", event => {
   const card = event.target.closest(".cluster"), button = event.target.closest("[data-act]"), tile = event.target.closest("[data-row]");
   if (card) mind(Number(card.dataset.number), false);
   if (button) acts[button.dataset.act](Number(card.dataset.number), button);
-  else if (tile) openOne(Number(tile.dataset.row), $$("[data-row]", card).map(each => Number(each.dataset.row)));
+  else if (tile) openOne(Number(tile.dataset.row), $$("[data-row]", card).map(shown => Number(shown.dataset.row)));
 });

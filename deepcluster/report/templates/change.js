@@ -24,7 +24,7 @@ async function post(action, request) {
    and stays as it is. Return the answer. */
 let isWaiting = false;
 
-async function change(action, request, told = "") {
+async function change(action, request, text = "") {
   if (isWaiting) return null;
   isWaiting = true;
   const focused = document.activeElement, places = [document.body, ...$$("dialog[open]")];
@@ -36,13 +36,13 @@ async function change(action, request, told = "") {
   isWaiting = false;
   if (answer?.page) {
     takeIn(answer.page);
-    tellDone(told || inWords(action, answer.said));
+    tellDone(text || inWords(action, answer.said));
   }
   (focused.isConnected && focused !== document.body ? focused : cards.get(minded))?.focus({preventScroll: true});
   return answer;
 }
 
-const edit = (words, told) => change("apply", {edits: {schema_version: 1, cut: data.cut, ...words}}, told);
+const edit = (words, text) => change("apply", {edits: {schema_version: 1, cut: data.cut, ...words}}, text);
 
 /* Show a page in the place of this one: its fresh parts and its data. Tab, place, language and open dialogs stay. */
 function takeIn(text) {
@@ -69,12 +69,12 @@ function wordsOf(text) {
 
 /* Say something, in the dialog that is open, or behind it until it is closed. */
 function tell(text, place = $$("dialog[open]").at(-1) ?? document.body) {
-  const told = $("#told");
+  const toast = $("#told");
   place.append($(".toasts"));
-  told.hidden = false;
-  told.className = "";
-  told.replaceChildren(text);
-  return told;
+  toast.hidden = false;
+  toast.className = "";
+  toast.replaceChildren(text);
+  return toast;
 }
 
 function tellDone(text) {
@@ -95,9 +95,9 @@ let lastMoved = null;
 
 onPage.push(() => {
   const {answers, quality, right, done, undone} = data.served;
-  const told = [...(answers ? [t(answers === 1 ? "{0} answer" : "{0} answers", grouped(answers))] : []),
+  const parts = [...(answers ? [t(answers === 1 ? "{0} answer" : "{0} answers", grouped(answers))] : []),
     ...(lastMoved === null ? [] : [t("{0} moved by the last ones", images(lastMoved))]), ...(quality ? [translated([quality]).join("")] : [])];
-  $("#progress-text").textContent = $("#teach-progress").textContent = told.join(" · ");
+  $("#progress-text").textContent = $("#teach-progress").textContent = parts.join(" · ");
   $("#progress progress").hidden = right === null;
   $("#progress progress").value = right ?? 0;
   for (const id of ["#undo", "#history-open"]) $(id).hidden = !done.length;

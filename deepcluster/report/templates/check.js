@@ -20,13 +20,13 @@ function openCheck(number = unchecked()[0] ?? ofKinds(present())[0]) {
   select(true);
   const of = rows => rows.filter(row => !moved.has(row));  /* images that were moved here are right */
   openImages({
-    rows: order => library.rows(numbers, order), of, title: () => nameOf(number) || titleOf(number), total: () => of(listed.found).length,
+    rows: order => library.rows(numbers, order), of, title: () => nameOf(number) || titleOf(number), total: () => of(listed.all).length,
     back: () => cards.get(number)?.focus({preventScroll: true}), about: t("{0} left to check", unchecked().length),
   });
 }
 
 function checkNext() {
-  for (const row of listed.found) seen.add(row);
+  for (const row of listed.all) seen.add(row);
   for (const number of membersOf(checked)) passed.add(number);
   passed.add(checked);
   if (unchecked().some(number => base.has(number))) openCheck(unchecked().find(number => base.has(number)));

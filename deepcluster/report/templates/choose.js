@@ -31,8 +31,8 @@ function choose({title, hint, others, like, alike = [], made = null, done, back}
     const text = typed(), word = t("cluster {0}", "").trim(), number = text.startsWith(word) ? text.slice(word.length).trim() : text;
     if (isPresent(Number(number)) && /^\d+$/.test(number)) return others.find(other => other === Number(number));
     const named = others.filter(other => text && [called(other), titleOf(other).toLowerCase()].includes(text));
-    const some = named.length ? named : others.filter(other => text && isLike(other, text));
-    return some.length === 1 ? some[0] : undefined;
+    const candidates = named.length ? named : others.filter(other => text && isLike(other, text));
+    return candidates.length === 1 ? candidates[0] : undefined;
   };
   filter.value = "";
   filter.oninput = () => {

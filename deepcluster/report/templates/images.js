@@ -17,9 +17,9 @@ function openCluster(number) {
 /* Open a list: ``rows`` promises its images in an order, ``of`` chooses among them by the moves. */
 async function openImages({rows, of = all => all, title, total, back = () => {}, keepTicked = false, about = ""}) {
   await sheetReady;
-  const found = await rows($("#images-order").value);
+  const all = await rows($("#images-order").value);
   grid ??= makeGrid($("#images-grid"), tileSides());
-  listed = {rows, of, title, total, back, found};
+  listed = {rows, of, title, total, back, all};
   if (!keepTicked) tick([]);
   $("#moved").textContent = "";
   $("#images").classList.toggle("checking", Boolean(about));
@@ -31,7 +31,7 @@ async function openImages({rows, of = all => all, title, total, back = () => {},
 
 function fill(keep = false) {
   if (!listed) return;
-  const list = listed.of(listed.found), total = listed.total();
+  const list = listed.of(listed.all), total = listed.total();
   $("#images-title").textContent = `${listed.title()} · ${images(total)}`;
   const note = $("#images-sample");
   note.hidden = list.length >= total;
@@ -41,7 +41,7 @@ function fill(keep = false) {
 
 whenMoved.push(() => fill(true));
 $("#images-order").addEventListener("change", async event => {
-  listed.found = await listed.rows(event.target.value);
+  listed.all = await listed.rows(event.target.value);
   fill();
 });
 for (const button of $$("[data-select]")) button.addEventListener("click", () => select(!isSelecting));
@@ -59,15 +59,15 @@ let leaveImages = () => $("#images").close();
 const withTicked = {
   all: () => tick(grid.list()),
   none: () => tick([]),
-  csv: (_, some) => saveTable(some),
+  csv: (_, rows) => saveTable(rows),
 };
 document.addEventListener("click", async event => {
   const button = event.target.closest("[data-ticked]");
   if (!button) return;
   const chosen = [...ticked], listed = button.closest("#images") ? grid.list() : mapped.list();
-  const some = chosen.length ? chosen.sort((a, b) => a - b) : listed;
-  if (button.dataset.ticked === "csv") await library.facts(some);
-  withTicked[button.dataset.ticked](chosen, some);
+  const rows = chosen.length ? chosen.sort((a, b) => a - b) : listed;
+  if (button.dataset.ticked === "csv") await library.facts(rows);
+  withTicked[button.dataset.ticked](chosen, rows);
 });
 whenTicked.push(() => {
   for (const count of $$(".ticked-count")) count.textContent = ticked.size ? t("{0} selected", images(ticked.size)) : t("None selected");

@@ -14,7 +14,7 @@ document.addEventListener("keydown", event => {
   if (event.key === "Escape" && $("#map")?.classList.contains("shown")) return mapped?.clear();
   /* The title of a button or field is its key. */
   const button = [$(".bar"), $("#path"), cards.get(minded)].map(place => place && $(`:is(button, input)[title="${CSS.escape(event.key)}"]`, place))
-    .find(found => found && !found.hidden && (found.closest(".menu") ?? found).offsetParent);
+    .find(match => match && !match.hidden && (match.closest(".menu") ?? match).offsetParent);
   const by = $("#clusters").classList.contains("shown") && {j: 1, k: -1}[event.key];
   if (button?.matches("input")) button.select();
   else if (button) button.click();

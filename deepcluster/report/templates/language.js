@@ -13,7 +13,7 @@ const t = (text, ...values) => (phraseOf(text) || text).replace(/\{(\d)\}/g, (_,
 function translated(nodes) {
   const values = [], elements = nodes.filter(node => typeof node !== "string");
   const text = nodes.map(node => typeof node === "string" ? node : "\0").join("").replace(/\s+/g, " ").trim();
-  const key = text.replace(/\0|\d(?:[\d,.]*\d)?%?/g, found => `{${values.push(found === "\0" ? elements.shift() : found) - 1}}`);
+  const key = text.replace(/\0|\d(?:[\d,.]*\d)?%?/g, value => `{${values.push(value === "\0" ? elements.shift() : value) - 1}}`);
   return phraseOf(key)?.split(/(\{\d\})/).map(piece => /^\{\d\}$/.test(piece) ? values[piece[1]] : piece) ?? nodes;
 }
 

@@ -10,9 +10,9 @@ if (data.images?.step > 1) Object.assign(library, {
   async facts(rows) {
     const lacking = rows.filter(row => factsOf(row).path === undefined);
     for (let begin = 0; begin < lacking.length; begin += EACH_TIME) {
-      const some = lacking.slice(begin, begin + EACH_TIME), facts = await post("facts", {rows: some});
+      const part = lacking.slice(begin, begin + EACH_TIME), facts = await post("facts", {rows: part});
       if (!facts) return false;
-      some.forEach((row, k) => known.set(row, Object.fromEntries(Object.entries(facts).map(([name, values]) => [name, values[k]]))));
+      part.forEach((row, k) => known.set(row, Object.fromEntries(Object.entries(facts).map(([name, values]) => [name, values[k]]))));
     }
     return lacking.length > 0;
   },

@@ -154,12 +154,12 @@ function map(points) {
   }
 
   function nearest(px, py, within) {
-    let found = -1, least = within * within;
+    let closest = -1, least = within * within;
     for (let i = 0; i < count; i++) {
       const d = (left(i) - px) ** 2 + (top(i) - py) ** 2;
-      if (d < least && (!selected || selected.has(i) || d < least / 4)) [found, least] = [i, d];
+      if (d < least && (!selected || selected.has(i) || d < least / 4)) [closest, least] = [i, d];
     }
-    return found;
+    return closest;
   }
 
   function inside(polygon, px, py) {
@@ -235,9 +235,9 @@ function map(points) {
         select(one < 0 ? null : [one]);
         tell(event);
       } else {
-        const found = [];
-        for (let i = 0; i < count; i++) if (inside(drawn, left(i), top(i))) found.push(i);
-        select(found);
+        const enclosed = [];
+        for (let i = 0; i < count; i++) if (inside(drawn, left(i), top(i))) enclosed.push(i);
+        select(enclosed);
         quiet();
       }
     } else if (moved) tell(event);

@@ -13,8 +13,8 @@ async function askKinds(after = goAsking) {
   part("kind", "");
   $("#teach-count").textContent = t("{0} without a name", left.length);
   /* From the most typical image to the least typical one, so that a mixture is seen. */
-  const own = await library.rows([number], "near"), count = Math.min(MAX_FACES, own.length);
-  const faces = Array.from({length: count}, (_, k) => own[Math.floor(k * own.length / count)]);
+  const near = await library.rows([number], "near"), count = Math.min(MAX_FACES, near.length);
+  const faces = Array.from({length: count}, (_, k) => near[Math.floor(k * near.length / count)]);
   await library.facts(faces);
   $("#teach-faces").replaceChildren(...faces.map(row => element("li", {}, tickable(row, 0))));
   $("#teach-hints").replaceChildren(...hintsOf(number).map(hint => element("button", {type: "button"}, hint)));

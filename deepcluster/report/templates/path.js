@@ -25,7 +25,7 @@ onPage.push(() => {
     number: grouped(count), names: t("{0} of {1}", grouped(count - left.names), grouped(count)),
     check: isLarge() ? t(answers === 1 ? "{0} answer" : "{0} answers", grouped(answers)) : t("{0} of {1}", grouped(kinds - left.check), grouped(kinds)), sort: "",
   };
-  const [current] = Object.entries(left).find(([, some]) => some);
+  const [current] = Object.entries(left).find(([, count]) => count);
   for (const button of $$("#path button")) {
     const {step} = button.dataset;
     button.classList.toggle("main-act", step === current);

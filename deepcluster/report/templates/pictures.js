@@ -9,8 +9,8 @@ const sheetReady = sheet ? sheet.decode().then(() => true, () => false) : Promis
 
 /* The picture of a row on the sheet: the image, the corner of the picture, and its side. */
 function onSheet(row) {
-  const own = sheet.naturalWidth / data.columns, place = row / data.apart;
-  return [sheet, (place % data.columns) * own, Math.floor(place / data.columns) * own, own, own];
+  const edge = sheet.naturalWidth / data.columns, place = row / data.apart;
+  return [sheet, (place % data.columns) * edge, Math.floor(place / data.columns) * edge, edge, edge];
 }
 
 /* The picture of a row, drawn as soon as it is there; a row below 0 has none. */
@@ -21,9 +21,9 @@ function picture(row, side) {
   if (side) made.style.width = made.style.height = `${side}px`;
   if (!isServed) sheetReady.then(ready => {
     if (!ready || row < 0 || row % data.apart) return made.classList.add("none");
-    const [, , , own] = onSheet(row);
-    made.width = made.height = own;
-    made.getContext("2d").drawImage(...onSheet(row), 0, 0, own, own);
+    const [, , , edge] = onSheet(row);
+    made.width = made.height = edge;
+    made.getContext("2d").drawImage(...onSheet(row), 0, 0, edge, edge);
   });
   return made;
 }

@@ -41,10 +41,10 @@ function openSplit(number) {
     const count = Number(slider.value);
     $("#split-value").textContent = count;
     $("#split-parts").replaceChildren(...partsAt(parts, count).map((inside, i) => {
-      const some = own.filter(row => inside.includes(sample.part[placeIn(row)])), shown = Math.min(9, some.length);
+      const inPart = own.filter(row => inside.includes(sample.part[placeIn(row)])), shown = Math.min(9, inPart.length);
       return element("li", {}, element("span", {}, `${i ? firstFree + i - 1 : number}`, element("br"),
         element("span", {className: "quiet"}, images(inside.reduce((sum, part) => sum + parts.images[part], 0)))),
-      element("span", {className: "row"}, ...Array.from({length: shown}, (_, k) => picture(some[Math.floor(k * some.length / shown)], 44))));
+      element("span", {className: "row"}, ...Array.from({length: shown}, (_, k) => picture(inPart[Math.floor(k * inPart.length / shown)], 44))));
     }));
   };
   slider.oninput = update;

@@ -16,14 +16,14 @@ async function review() {
   if (!moves || !teacher.open) return;
   goals = new Map(moves.flatMap(([to, , rows]) => rows.map(row => [row, to])));
   await library.facts([...goals.keys()]);
-  count = moves.reduce((sum, [, some]) => sum + some, 0);
+  count = moves.reduce((sum, [, moving]) => sum + moving, 0);
   const called = number => names[number] || t("cluster {0}", number);
   $("#teach-title").textContent = t("{0} would move", images(count)) + (moves.length > 1 ? ` · ${t("into {0} kinds", moves.length)}` : "");
   $("#teach-progress").textContent = translated([quality]).join("");
-  $("#teach-moves").replaceChildren(...moves.map(([to, some, shown]) => {
+  $("#teach-moves").replaceChildren(...moves.map(([to, moving, shown]) => {
     const faces = shown.map(row => tickable(row, 64));
-    const rest = some > shown.length ? [t("and {0} more", grouped(some - shown.length))] : [];
-    return element("li", {}, element("strong", {}, `${called(to)} ← ${images(some)}`), element("span", {className: "row"}, ...faces, ...rest));
+    const rest = moving > shown.length ? [t("and {0} more", grouped(moving - shown.length))] : [];
+    return element("li", {}, element("strong", {}, `${called(to)} ← ${images(moving)}`), element("span", {className: "row"}, ...faces, ...rest));
   }));
   offerPlaces();
   $("[data-teach=apply]").focus();

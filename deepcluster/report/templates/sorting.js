@@ -38,11 +38,11 @@ async function sort(sorting) {
     ...(duplicate ? [t("{0} nearly identical to a better one", images(duplicate))] : []), ...(missing ? [t("{0} not found", images(missing))] : []),
     ...(skipped ? [t(skipped === 1 ? "{0} unusable file" : "{0} unusable files", grouped(skipped))] : []),
   ];
-  const told = [t("{0} sorted at {1} into", images(sorted.images), at), element("code", {}, folder), "\n",
+  const lines = [t("{0} sorted at {1} into", images(sorted.images), at), element("code", {}, folder), "\n",
     ...(symlink ? [t("These are links: keep the originals where they are.")] : []), ...(left.length ? [t("Left out: {0}.", left.join(t(", ")))] : [])];
   const buttons = [[t("Open folder"), () => post("open", {sorting})], [t("Read it back"), () => change("read", {sorting})], ["✕", () => { place.hidden = true; }]];
   place.hidden = false;
-  place.replaceChildren(...told.flatMap(part => [part, " "]), ...buttons.map(([text, act]) => {
+  place.replaceChildren(...lines.flatMap(part => [part, " "]), ...buttons.map(([text, act]) => {
     const button = element("button", {type: "button"}, text);
     if (text === "✕") button.ariaLabel = t("Close");
     button.addEventListener("click", act);
