@@ -23,7 +23,6 @@ from deepcluster.groups.tree import MAX_IN_TREE, Tree, merge_tree, parts_of
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, pillow_limits, sides
 from deepcluster.images.store import read_once
-from deepcluster.model import Model
 from deepcluster.nets.names import NO_NETWORK
 from deepcluster.nets.network import Network
 from deepcluster.nets.timm import nouns
@@ -63,42 +62,17 @@ NOUNS = "nouns.csv"
 TREE_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Shown:
-    """The images on the sheet of tiny pictures (M)."""
-
-    model: Model
-    reduced: Tensor  # M x d
-    centroid: Tensor  # the nearest ones of the cut (int64, M)
-    counts: Tensor  # numbers of images of the fit nearest to the centroids
-    all_counts: Tensor  # the same of all images
-
-
-def shown_of(run: Run) -> Shown:
-    """Return the images on the sheet."""
-    centroid = run.placement.centroid
-    there = run.clusters >= 0
-    counts, all_counts = (
-        torch.bincount(numbers, minlength=len(run.model.cut.centroids))
-        for numbers in (centroid[: run.rows.fitted], centroid[there])
-    )
-    shown = on_sheet(len(centroid))
-    return Shown(run.model, run.rows.reduced[shown], centroid[shown], counts, all_counts)
-
-
 @pillow_limits()
-def write_page(
-    folder: run_folder.LockedFolder, source: Source | None, outcome: Outcome, shown: Shown, progress: Progress
-) -> None:
+def write_page(folder: run_folder.LockedFolder, source: Source | None, outcome: Outcome, progress: Progress) -> None:
     """Write report.html, and map.npy and the sheet if they lack images. ``source``: None if no image is at hand."""
     sheet = _sheet(folder, source, outcome.usable)
     away = list[str]()
     progress("map", 0, 0)
-    positions = _positions(folder, outcome.run, shown)
+    positions = _positions(folder, outcome.run)
     progress("report", 0, 0)
-    drawings = Drawings(positions, _similar(folder, outcome.usable, shown), sides_of(source))
+    drawings = Drawings(positions, _similar(folder, outcome), sides_of(source))
     picture = pictures(source, THUMBNAIL, instead=_tiny(folder, outcome, sheet, away))
-    data = page_data(folder, source, outcome, shown, drawings, thumbnails(picture))
+    data = page_data(folder, source, outcome, drawings, thumbnails(picture))
     folder.write("report.html", render(replace(data, sheet=sheet)))
     if away:
         _warn_of(away, folder, outcome.record.base)
@@ -126,13 +100,11 @@ def page_data(
     folder: run_folder.RunFolder,
     source: Source | None,
     outcome: Outcome,
-    shown: Shown,
     drawings: Drawings,
     thumbnails: Thumbnails,
 ) -> RunData:
     """Return the content of a page, without its sheet of tiny pictures."""
     run = folder.place
-    _, every = on_page(outcome.usable)
     return RunData(
         result=outcome,
         history=folder.read_rows("history.csv"),
@@ -141,12 +113,12 @@ def page_data(
         sides=drawings.sides,
         thumbnails=thumbnails,
         positions=drawings.positions,
-        next_number=len(shown.model.names),
+        next_number=len(outcome.run.model.names),
         # In commands; absolute paths are reduced to the name, because pages get shared.
         name=run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix(),
         similar=drawings.similar,
-        near=_near(shown),
-        **_parts(shown, every),
+        near=_near(outcome.run),
+        **_parts(outcome.run, on_page(outcome.usable)[0]),
         nouns=read_nouns(folder),
         originals=_originals(run, source, Path(outcome.record.base)),
     )
@@ -179,14 +151,15 @@ def _tiny(folder: run_folder.RunFolder, tables: Outcome, sheet: bytes, away: lis
     return shown
 
 
-def _similar(folder: run_folder.LockedFolder, used: Table, shown: Shown) -> npt.NDArray[np.int64] | None:
+def _similar(folder: run_folder.LockedFolder, outcome: Outcome) -> npt.NDArray[np.int64] | None:
     """Return the images most like each image of the page; similar.npy keeps them, because features never change.
 
     For 20,000 x 256 the search takes 3 s.
     """
+    used = outcome.usable
     similar = _read_similar(folder, used)
     if similar is None and len(used) > 1:
-        similar = nearest(shown.reduced[:: on_page(used)[1]], _alike_of(used))[1].numpy()
+        similar = nearest(outcome.run.rows.reduced[on_page(used)[0]], _alike_of(used))[1].numpy()
         folder.write_blocks(SIMILAR, similar.shape, [similar])
     return similar
 
@@ -206,22 +179,29 @@ def _alike_of(used: Table) -> int:
     return min(MAX_ALIKE, max(1, MAX_ALIKE_IN_ALL // rows), rows - 1)
 
 
-def _near(shown: Shown) -> dict[int, list[int]]:
+def _near(run: Run) -> dict[int, list[int]]:
     """Return the other clusters for every cluster, by the likeness of the means of their images on the sheet."""
-    numbers, cluster = shown.model.cut.cluster_of[shown.centroid].unique(return_inverse=True)
-    means = normalize(torch.zeros(len(numbers), shown.reduced.shape[1]).index_add(0, cluster, shown.reduced))
+    shown = on_sheet(len(run.rows.reduced))
+    reduced = run.rows.reduced[shown]
+    numbers, cluster = run.placement.cluster[shown].unique(return_inverse=True)
+    means = normalize(torch.zeros(len(numbers), reduced.shape[1]).index_add(0, cluster, reduced))
     return {
         int(number): numbers[alike].tolist() for number, alike in zip(numbers, nearest(means, MAX_NEAR)[1], strict=True)
     }
 
 
-def _parts(shown: Shown, every: int) -> dict[str, Any]:
+def _parts(run: Run, in_page: Sequence[int]) -> dict[str, Any]:
     """Return the parts of the clusters, and the part of every image in the page."""
-    numbers = shown.model.cut.cluster_of.unique().tolist()
+    cut, centroid = run.model.cut, run.placement.centroid
+    numbers = cut.cluster_of.unique().tolist()
     if len(numbers) > MAX_IN_TREE:
         return {}
-    parts = {number: parts_of(shown.model.cut, shown.counts, number, shown.all_counts) for number in numbers}
-    part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[shown.centroid[::every]]
+    counts, all_counts = (
+        torch.bincount(some, minlength=len(cut.centroids))
+        for some in (centroid[: run.rows.fitted], centroid[run.clusters >= 0])
+    )
+    parts = {number: parts_of(cut, counts, number, all_counts) for number in numbers}
+    part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[centroid[[*in_page]]]
     divisible = {number: branches for number, branches in parts.items() if len(branches.sizes) > 1}
     return {"parts": divisible, "part": part.numpy()}
 
@@ -257,7 +237,7 @@ def sides_of(source: Source | None) -> Callable[[str], tuple[int, int] | None]:
 # ---- the drawings as files ------------------------------------------------------------------------------------------
 
 
-def _positions(folder: run_folder.LockedFolder, run: Run, shown: Shown) -> npt.NDArray[np.float32]:
+def _positions(folder: run_folder.LockedFolder, run: Run) -> npt.NDArray[np.float32]:
     """Return the positions of the images on the sheet (float32, M x 2), and write those that map.npy lacks."""
     total = len(run.rows.reduced)
     positions = read_map(folder, total)
@@ -268,7 +248,7 @@ def _positions(folder: run_folder.LockedFolder, run: Run, shown: Shown) -> npt.N
                 known = folder.read_array(MAP, before, 2)
                 positions = extended_layout(known, range(before), on_sheet(total), run.rows.reduced)
         else:
-            positions = layout(shown.reduced, derive(run.record.seed, "map"))
+            positions = layout(run.rows.reduced[on_sheet(total)], derive(run.record.seed, "map"))
         folder.write_blocks(MAP, positions.shape, [positions])
     return positions
 

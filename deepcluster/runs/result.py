@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,13 +28,9 @@ class Outcome(Tables):
     run: Run
 
 
-def describe(run: Run, before: Outcome | None = None) -> Outcome:
-    """Describe the clusters of a run, for its views. ``before``: A result that differs in names and marks alone."""
+def describe(run: Run) -> Outcome:
+    """Describe the clusters of a run, for its views."""
     record, rows = run.record, run.rows
-    clusters = clusters_table(run) if before is None else Table.of(before.clusters)
-    if before is not None:
-        names = np.array([*run.names, *[""] * len(rows.images.skipped)], object)
-        clusters = Table({**clusters.columns, "name": names})
     measures: dict[str, Any] = {}
     if truth := rows.labels:
         baseline = {f"baseline_{name}": value for name, value in (record.baseline or {}).items()}
@@ -45,7 +40,7 @@ def describe(run: Run, before: Outcome | None = None) -> Outcome:
     return Outcome(
         record=record,
         facts=run.facts,
-        clusters=clusters,
+        clusters=clusters_table(run),
         summary=summary_rows(run),
         metrics=measures,
         quality=estimated_quality(run.model, run.clusters, rows.fitted),

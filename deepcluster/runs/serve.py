@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -45,7 +45,7 @@ from deepcluster.runs.actions import (
 )
 from deepcluster.runs.change import REDO, UNDO, ChangeOf, commit
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.page import Drawings, Shown, page_data, read_drawings, read_sheet, shown_of
+from deepcluster.runs.page import Drawings, page_data, read_drawings, read_sheet
 from deepcluster.runs.result import Outcome, describe
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runs.views import checked, refresh
@@ -163,28 +163,22 @@ class _Server(ThreadingTCPServer):
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.calls: Queue[tuple[Callable[[], Answer], Future[Answer]]] = Queue()
         self.known_images: _Images | None = None
-        self.known: tuple[str, Outcome, Shown] | None = None  # the version of the run, and its result
+        self.known: tuple[str, Outcome] | None = None  # the version of the run, and its result
         self.is_behind = False  # the views are older than the run
 
     def handle_error(self, *_: object) -> None:
         """Say nothing: a client has gone away."""
 
-    def result(self, folder: run_folder.RunFolder) -> tuple[Outcome, Shown]:
+    def result(self, folder: run_folder.RunFolder) -> Outcome:
         """Return the result of the run, which is read if another process has changed it."""
         if self.known is None or self.known[0] != version_of(folder):
-            self.keep(folder, read_run(folder))
-        assert self.known
-        return self.known[1:]
+            return self.keep(folder, read_run(folder))
+        return self.known[1]
 
     def keep(self, folder: run_folder.RunFolder, run: Run, **_: Any) -> Outcome:
-        """Keep a run and its result for the next request. Names and marks change no place of an image."""
-        before, shown = self.known[1:] if self.known else (None, None)
-        if before and (before.run.placement is not run.placement or before.run.model.said != run.model.said):
-            before = shown = None
-        outcome = describe(run, before)
-        shown = replace(shown, model=run.model) if shown else shown_of(run)
-        self.known = version_of(folder), outcome, shown
-        return outcome
+        """Keep a run and its result for the next request."""
+        self.known = version_of(folder), describe(run)
+        return self.known[1]
 
     def images(self, folder: run_folder.RunFolder) -> _Images:
         if self.known_images is None or self.known_images.version != _version_of_images(folder):
@@ -192,7 +186,7 @@ class _Server(ThreadingTCPServer):
         return self.known_images
 
     def page_text(self, folder: run_folder.RunFolder) -> str:
-        outcome, shown = self.result(folder)
+        outcome = self.result(folder)
         images = self.images(folder)
         version = images.version if images.source or images.sheet else ""
         row_of = {path: row for row, path in enumerate(images.paths)}
@@ -200,7 +194,6 @@ class _Server(ThreadingTCPServer):
             folder,
             images.source,
             outcome,
-            shown,
             images.drawings,
             lambda path, limit: f"thumb/{version}/{row_of[path]}" if version else "",
         )
@@ -213,7 +206,7 @@ class _Server(ThreadingTCPServer):
         """Make the views of the run, if it has changed: report.html gets its own pictures."""
         if self.is_behind:
             with suppress(DeepClusterError), run_folder.locked(self.run) as folder:  # or else it tries again
-                refresh(folder, self.result(folder)[0].run, source=self.images(folder).source, page=True)
+                refresh(folder, self.result(folder).run, source=self.images(folder).source, page=True)
                 self.is_behind = False
 
     def picture(self, kind: str, version: str, row: int) -> Answer:
@@ -257,7 +250,7 @@ class _Server(ThreadingTCPServer):
         """Return the run that the page of a request shows."""
         if request.get("version") != version_of(folder):
             raise Outdated
-        return self.result(folder)[0].run
+        return self.result(folder).run
 
 
 def _said(log_lines: str) -> str:

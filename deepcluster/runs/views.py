@@ -10,7 +10,7 @@ from deepcluster.errors import DeepClusterError
 from deepcluster.groups.due import drift
 from deepcluster.images import Source
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.page import MAP, shown_of, tree_of, write_page, write_tree
+from deepcluster.runs.page import MAP, tree_of, write_page, write_tree
 from deepcluster.runs.result import Outcome, describe
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
@@ -47,7 +47,7 @@ def refresh(
     write_tree(folder, tree_of(run))
     if page or (page is None and (folder.has("report.html") or folder.has(MAP))):
         at_hand = source or images_at_hand(run.rows.images, Path(run.record.base))
-        write_page(folder, at_hand, outcome, shown_of(run), progress)
+        write_page(folder, at_hand, outcome, progress)
     views = [name for name in FILES if FILES[name].view and name != RESULT and folder.has(name)]
     folder.write_json(RESULT, result_of(outcome) | {"shows": version_of(folder), "views": views})
     return outcome

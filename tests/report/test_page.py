@@ -26,14 +26,14 @@ from deepcluster.report.page import on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, problems, representatives
 from deepcluster.runs import page as run_page
-from deepcluster.runs.page import Shown, _near
+from deepcluster.runs.page import _near
 from deepcluster.runs.recut import recut
 from deepcluster.runs.views import report
 from deepcluster.storage.content import Facts, Table
 from deepcluster.texts import figure, inert
 from tests.helpers.report import Page, drawn, page, picture, records, row, summary_of
 from tests.helpers.runs import record
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import run_of, tiny_model
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",
@@ -373,9 +373,8 @@ def test_the_most_alike_clusters_come_first() -> None:
     """At 0, 10 and 80 degrees, the first in two halves; numbers have gaps."""
     angles = torch.tensor([-5.0, 5.0, 10.0, 80.0]).deg2rad()
     points = torch.stack([angles.cos(), angles.sin()], 1)
-    model = replace(tiny_model(("",) * 7), cut=Cut(points, torch.tensor([0, 0, 5, 2])))
-    counts = torch.ones(4, dtype=torch.int64)
-    assert _near(Shown(model, points, torch.arange(4), counts, counts)) == {0: [5, 2], 2: [5, 0], 5: [0, 2]}
+    model = replace(tiny_model(("",) * 7, dims=2), cut=Cut(points, torch.tensor([0, 0, 5, 2])))
+    assert _near(run_of(model, points)) == {0: [5, 2], 2: [5, 0], 5: [0, 2]}
 
 
 def test_outliers_by_distance_and_duplicates_by_hand() -> None:

@@ -24,7 +24,6 @@ from deepcluster.fitting.fit import fit
 from deepcluster.fitting.plan import Request, check_paths
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import extended_layout
-from deepcluster.groups.tree import parts_of
 from deepcluster.images import Source, find
 from deepcluster.recipes.presets import read_request
 from deepcluster.report import pictures
@@ -34,7 +33,7 @@ from deepcluster.runs.apply import apply
 from deepcluster.runs.change import undo
 from deepcluster.runs.condition import condition
 from deepcluster.runs.images import images_at_hand, name_in_run
-from deepcluster.runs.page import shown_of
+from deepcluster.runs.page import _parts
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import recut
 from deepcluster.runs.run import Rows, place_rows, read_run
@@ -436,11 +435,9 @@ def test_a_split_has_the_parts_that_the_page_before_showed(many_features, tmp_pa
     apply(alone, edits)
     smaller = [int(row["path"]) for row in used(alone) if row["cluster"] == "3"]
     update(run, np.concatenate([given[smaller] + np.float32(i / 1000) for i in range(1, 30)]))
-    of_run = read_run(open_run(run))
-    model, shown = of_run.model, shown_of(of_run)
-    for row in rows(run / "cluster_summary.csv"):
-        parts = parts_of(model.cut, shown.counts, int(row["cluster"]), shown.all_counts)
-        assert sum(parts.images) == int(row["size"]) >= sum(parts.sizes)
+    parts = _parts(read_run(open_run(run)), [])["parts"]
+    sizes = {int(row["cluster"]): int(row["size"]) for row in rows(run / "cluster_summary.csv")}
+    assert parts and all(sum(one.images) == sizes[number] >= sum(one.sizes) for number, one in parts.items())
     apply(run, edits)
     assert [row["cluster"] for row in used(run)[:200]] == [row["cluster"] for row in used(alone)]
 
