@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deepcluster.commands.session import check_run, explained
+from deepcluster.commands.session import explained
 from deepcluster.errors import UsageError
 from deepcluster.nets import hub
 from deepcluster.nets.names import PUBLISHED
@@ -95,7 +95,6 @@ def doctor(
         deepcluster doctor
     """
     if run_ is not None:
-        check_run(run_)
         from deepcluster.runs.condition import condition
 
         facts = condition(run_)

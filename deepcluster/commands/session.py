@@ -66,19 +66,10 @@ def session(
 
 
 def check_run(run: Path) -> "RunRecord":
-    """Return the record of a run. DiskError if there is no run.
+    """Return the record of a run, after its views were brought up to date."""
+    from deepcluster.runs.condition import made_current
 
-    Views that are older than the run, or missing, are made again.
-    """
-    from deepcluster.storage.run_folder import are_current, open_run
-
-    folder = open_run(run)
-    record = folder.read_record()
-    if record.status == "done" and not are_current(folder):
-        from deepcluster.runs.views import made_current  # imports torch
-
-        made_current(run)
-    return record
+    return made_current(run)
 
 
 def images_for(run: Path, images: str, *others: str, may_be_empty: bool = False) -> "Source | str":

@@ -1,12 +1,10 @@
 """The views of a run: tables, page and drawings, made from its truths after each change. Anybody may change them."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deepcluster.errors import DeepClusterError
 from deepcluster.groups.due import drift
 from deepcluster.images import Source
 from deepcluster.runs.images import images_at_hand
@@ -16,7 +14,7 @@ from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
 from deepcluster.storage.content import FILES, RESULT
 from deepcluster.storage.images_table import skipped_table
-from deepcluster.storage.run_folder import LockedFolder, are_current, locked, open_run, version_of
+from deepcluster.storage.run_folder import LockedFolder, locked, version_of
 
 
 def refresh(
@@ -83,14 +81,6 @@ def checked(run: Run) -> list[int]:
     placed = torch.zeros(len(run.rows.reduced), dtype=torch.bool)
     placed[[*run.model.placed]] = True
     return sorted({*run.clusters.tolist()} - {*run.clusters[~placed].tolist()})
-
-
-def made_current(path: Path) -> None:
-    """Make the views of a run again if they are older than it, or if some are missing, and if files may be written."""
-    folder = open_run(path)
-    if folder.read_record().status == "done" and not are_current(folder):
-        with suppress(DeepClusterError), locked(path) as writable:
-            refresh(writable, read_run(writable))
 
 
 def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from deepcluster.runs.condition import made_current
 from deepcluster.runs.predict import predict
 from deepcluster.runs.run import read_run
-from deepcluster.runs.views import made_current
 from deepcluster.runtime.bounded import is_run
 from deepcluster.runtime.console import Silent
 from deepcluster.storage import model_files as models

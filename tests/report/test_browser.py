@@ -20,9 +20,9 @@ from deepcluster.fitting.plan import Request
 from deepcluster.recipes.presets import read_request
 from deepcluster.report import hints
 from deepcluster.runs.apply import apply
+from deepcluster.runs.condition import made_current
 from deepcluster.runs.recut import recut
 from deepcluster.runs.serve import redirecting
-from deepcluster.runs.views import made_current
 from deepcluster.runs.views import report as write_report
 from deepcluster.runtime.tables import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits

@@ -24,8 +24,9 @@ from deepcluster.export import folders
 from deepcluster.export.read_back import by_folder
 from deepcluster.images import Source
 from deepcluster.runs.apply import apply
+from deepcluster.runs.condition import made_current
 from deepcluster.runs.serve import _Server, version_of
-from deepcluster.runs.views import made_current, report
+from deepcluster.runs.views import report
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits
