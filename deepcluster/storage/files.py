@@ -67,22 +67,29 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, scratch: Path 
 
 
 @contextmanager
-def new_folder(out: Path, advice: str = ROOM, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """Yield a folder to write into, which comes in the place of ``out`` at the end.
+def new_folder(out: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield a folder beside ``out`` to write into, which takes the place of ``out`` at the end; an error removes it.
 
     ``check``: Raises an error if the folder at ``out`` must stay (None: :func:`check_no_folder`). An OSError inside
     becomes a DiskError.
     """
     check = check or check_no_folder
     check(out)
-    with scratch_folder(out, advice) as beside:
-        yield beside
-        check(out)  # again: somebody may have put a file there meanwhile
-        old = scratch_name(out) if out.exists() else None
-        put_in_place(beside, out, old)
-        if old:
-            check(old)  # a file that came at the last moment stays there
-            shutil.rmtree(old, ignore_errors=True)
+    beside = scratch_name(Path(os.path.abspath(out)))  # noqa: PTH100 (without following links)
+    with changing(out, ROOM):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.mkdir()
+            yield beside
+            check(out)  # again: somebody may have put a file there meanwhile
+            old = scratch_name(out) if out.exists() else None
+            put_in_place(beside, out, old)
+            if old:
+                check(old)  # a file that came at the last moment stays there
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            with signals.uninterrupted():
+                shutil.rmtree(beside, ignore_errors=True)
 
 
 def put_in_place(new: Path, out: Path, old: Path | None = None) -> None:
@@ -99,21 +106,6 @@ def put_in_place(new: Path, out: Path, old: Path | None = None) -> None:
                 old.rename(out)
             raise
         sync_folder(out.parent)
-
-
-@contextmanager
-def scratch_folder(out: Path, advice: str = ROOM) -> Iterator[Path]:
-    """Yield a folder beside ``out`` that is removed at the end. An OSError inside becomes a DiskError of ``out``."""
-    out = Path(os.path.abspath(out))  # noqa: PTH100 (without following links)
-    beside = scratch_name(out)
-    with changing(out, advice):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.mkdir()
-            yield beside
-        finally:
-            with signals.uninterrupted():
-                shutil.rmtree(beside, ignore_errors=True)
 
 
 def new_file(out: Path, write: Callable[[Any], object]) -> None:
