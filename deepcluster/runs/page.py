@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,6 @@ MAX_ALIKE_IN_ALL = 80_000  # of all together: 2 bytes an entry
 MAX_NEAR = 50  # clusters that are listed by likeness
 MAP = "map.npy"
 SIMILAR = "similar.npy"  # numbers as float32, which holds the 20,000 of a page
-TREE = "tree.json"
 SHEET = "thumbnails.webp"
 NOUNS = "nouns.csv"
 TREE_VERSION = 1
@@ -302,14 +301,6 @@ def noun_rows(network: Network, features: Tensor, paths: Sequence[str]) -> list[
 def read_nouns(folder: run_folder.RunFolder) -> Sequence[Row]:
     """Read nouns.csv; nothing if the network knows no nouns."""
     return folder.read_rows(NOUNS) if folder.has(NOUNS) else ()
-
-
-def write_tree(folder: run_folder.LockedFolder, tree: Tree | None) -> None:
-    """Write the merge tree (None: remove that of an earlier result)."""
-    if tree:
-        folder.write_json(TREE, {"schema_version": TREE_VERSION} | asdict(tree))
-    else:
-        folder.remove(TREE)
 
 
 def tree_of(run: Run) -> Tree | None:

@@ -1,5 +1,6 @@
 """The views of a run: tables, page and drawings, made from its truths after each change. Anybody may change them."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from deepcluster.groups.due import drift
 from deepcluster.images import Source
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.page import MAP, tree_of, write_page, write_tree
+from deepcluster.runs.page import MAP, TREE_VERSION, tree_of, write_page
 from deepcluster.runs.result import Outcome, describe
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.compute import Progress, ignore_progress
@@ -38,11 +39,9 @@ def refresh(
     folder.write_rows("clusters.csv", outcome.clusters)
     folder.write_rows("cluster_summary.csv", outcome.summary)
     folder.write_rows("skipped.csv", skipped_table(run.rows.images))
-    if outcome.metrics:
-        folder.write_json("metrics.json", outcome.metrics)
-    else:
-        folder.remove("metrics.json")
-    write_tree(folder, tree_of(run))
+    folder.write_json("metrics.json", outcome.metrics or None)
+    tree = tree_of(run)
+    folder.write_json("tree.json", {"schema_version": TREE_VERSION} | asdict(tree) if tree else None)
     if page or (page is None and (folder.has("report.html") or folder.has(MAP))):
         at_hand = source or images_at_hand(run.rows.images, Path(run.record.base))
         write_page(folder, at_hand, outcome, progress)

@@ -123,8 +123,12 @@ class LockedFolder(RunFolder):
         """Write a table, with ``more`` columns than every such table has."""
         self._write(name, lambda file: tables.write_csv(file, (*FILES[name].columns, *more), rows))
 
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self.write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    def write_json(self, name: str, value: Mapping[str, Any] | None) -> None:
+        """Write a JSON object; None: remove that of an earlier result."""
+        if value is None:
+            self.remove(name)
+        else:
+            self.write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def write_record(self, record: RunRecord) -> None:
         self.write_json(RUN, record.to_json())
