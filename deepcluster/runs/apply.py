@@ -52,7 +52,7 @@ def applied(run: Run, edits: Edits) -> Change:
     """
     moves = moved_rows(edits, run.rows.paths)
     checked = [*moved_rows(Edits(move=tuple((image, 0) for image in edits.checked)), run.rows.paths)]
-    after = run.with_model(_edited_model(run, edits, moves, checked))
+    after = replace(run, model=_edited_model(run, edits, moves, checked))
     moved = sum(int(after.placement.cluster[row]) == number for row, number in moves.items()) if moves else 0
     text = describe_edits(edits, run.model, after.model, moved)
     if stuck := len(moves) - moved:

@@ -77,7 +77,7 @@ def decided(after: Run, digest: str, changes_clusters: bool, **described: Any) -
     facts = replace(after.facts, edits=digest)
     if changes_clusters:
         facts = replace(facts, cut_k=len(after.model.cut.cluster_of.unique()))
-    return Change(after.with_model(after.model, facts), "other" if changes_clusters else "same", **described)
+    return Change(replace(after, facts=facts), "other" if changes_clusters else "same", **described)
 
 
 def preview(before: Run, after: Run | Change) -> dict[tuple[int, int], int]:

@@ -146,7 +146,7 @@ def _adjusted(run: Run, count: int) -> Model:
         drawn = [row for row, cluster in model.drawn.items() if cluster == number]
         judged = unpinned(model, run.rows.reduced, drawn)
         said = tuple(one._replace(cluster=judged.get(one.row, one.cluster)) for one in model.said)
-        run = run.with_model(replace(model, said=said))
+        run = replace(run, model=replace(model, said=said))
     return run.model
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +100,6 @@ class Run:
     def placement(self) -> Placement:
         """The places of all images."""
         return self.rows.placement(self.model)
-
-    def with_model(self, model: Model, facts: Facts | None = None) -> Self:
-        """Return the run with another model."""
-        return replace(self, model=model, facts=facts or self.facts)
 
     @cached_property
     def clusters(self) -> Tensor:
