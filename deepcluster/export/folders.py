@@ -27,7 +27,7 @@ from deepcluster.export.plan import (
 from deepcluster.export.read_back import read_back
 from deepcluster.export.split import PARTS
 from deepcluster.images.decode import Undecodable, explain, pillow_limits
-from deepcluster.model import WORDS as SAID
+from deepcluster.model import WORDS as DECISIONS
 from deepcluster.recipes.flags import Sorting
 from deepcluster.runs.result import Outcome
 from deepcluster.runs.run import Run
@@ -38,7 +38,6 @@ from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole
 from deepcluster.texts import one_line, plural, quality_text, some
 
-DECISIONS = SAID  # of a person, in the column `by`
 METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "margin", "is_outlier")
 
 

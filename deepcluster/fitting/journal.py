@@ -139,7 +139,7 @@ class Journal:
             "images_per_second": (trained_on / seconds["training"], 1),
         }
         if (truth := self.images.truth) is not None:
-            labels, has_label = label_numbers(truth, sorted(set(truth)))
+            labels, has_label = label_numbers(truth)
             figures["nmi_labels"] = (nmi(labels[has_label], clustering.labels[has_label]), 5)
         cells = {
             name: "" if math.isnan(value) else round(float(value), digits) for name, (value, digits) in figures.items()

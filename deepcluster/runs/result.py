@@ -65,15 +65,15 @@ def clusters_table(run: Run) -> Table:
 
 def metrics(truth: Sequence[str], cluster: Tensor) -> dict[str, float]:
     """Measure clusters (int64) against true labels ("": none)."""
-    labels, known = label_numbers(truth, sorted(set(truth)))
+    labels, known = label_numbers(truth)
     return {name: round(float(value), 5) for name, value in scores(labels[known], cluster[known]).items()}
 
 
-def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return the numbers of labels among the ``words`` (int64), and a mask of the words that are not empty."""
-    number = {label: i for i, label in enumerate(words)}
+def label_numbers(truth: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return numbers in the place of labels (int64), and a mask of the labels that are not empty."""
+    number = {label: i for i, label in enumerate(sorted({*truth}))}
     codes = torch.tensor([number[label] for label in truth], dtype=torch.int64)
-    return codes, torch.tensor([bool(label) for label in words], dtype=torch.bool)[codes]
+    return codes, torch.tensor([bool(label) for label in truth], dtype=torch.bool)
 
 
 def summary_rows(run: Run) -> list[dict[str, str]]:
