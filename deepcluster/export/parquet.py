@@ -68,11 +68,10 @@ def _read(folder: run_folder.RunFolder) -> tuple[Table, Any, Any]:
     run = read_run(folder)
     rows = Table.of(describe(run).clusters)
     reduced = run.rows.reduced
-    used = np.arange(len(reduced))  # the first rows
     features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (reduced.shape[1], 2))
-    features[used] = reduced.numpy()
-    on_map = on_sheet(len(used))
-    positions = read_map(folder, len(used))
+    features[: len(reduced)] = reduced.numpy()
+    on_map = on_sheet(len(reduced))
+    positions = read_map(folder, len(reduced))
     if positions is None:
         positions = layout(reduced[on_map], derive(run.record.seed, "map"))
     map_positions[on_map] = positions

@@ -228,7 +228,6 @@ def cluster(row: Row) -> dict[str, Any]:
         "number": int(row["cluster"]),
         "name": texts.inert(row["name"]) if row["name"] != row["cluster"] else "",
         "size": int(row["size"]),
-        "distance": texts.number(row["mean_distance"]),
         "junk": row.get("junk") == "1",
     }
 

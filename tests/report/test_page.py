@@ -359,8 +359,8 @@ def test_clusters_and_links_by_hand() -> None:
     more["originals"] = "../my photos/"
     found = read(rows, summary=summary, **drawn(4) | {"sheet": b""} | more)
     split = {"sizes": [1, 1], "images": [1, 1], "merges": [[0, 1]]}
-    first = {"number": 0, "name": "beach", "size": 2, "distance": 1.5, "near": [1], "junk": True, "parts": split}
-    other = {"number": 1, "name": "", "distance": None, "near": [], "junk": False, "parts": None}
+    first = {"number": 0, "name": "beach", "size": 2, "near": [1], "junk": True, "parts": split}
+    other = {"number": 1, "name": "", "near": [], "junk": False, "parts": None}
     assert found["clusters"] == [first, first | other]
     assert (found["cut"], found["sheet"]) == ("c", None)
     assert found["images"]["alike"] == 2 and shorts(found["images"]["similar"]) == similar.flatten().tolist()
