@@ -62,11 +62,8 @@ def by_size(summary: Sequence[Row]) -> list[Row]:
 
 def members_of(summary: Sequence[Row], clusters: Table) -> dict[str, Table]:
     """Return the rows of the clusters in ``summary``."""
-    words, cluster = clusters.words("cluster")
-    order = np.argsort(cluster, kind="stable")
-    ends = np.bincount(cluster, minlength=len(words)).cumsum()
-    parts = {word: clusters.at(order[begin:end]) for word, begin, end in zip(words, [0, *ends], ends, strict=False)}
-    return {row["cluster"]: parts.get(row["cluster"], clusters.at([])) for row in summary}
+    cluster = clusters.column("cluster").astype(np.int64)
+    return {row["cluster"]: clusters.at(np.flatnonzero(cluster == int(row["cluster"]))) for row in summary}
 
 
 def sections(

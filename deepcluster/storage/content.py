@@ -196,13 +196,6 @@ class Table(Sequence[Row]):
         """Return the ``rows`` with these numbers, in this order."""
         return Table({name: column[np.asarray(rows, np.int64)] for name, column in self.columns.items()})
 
-    def words(self, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
-        """Return the different cells of a column, and the number of every row's."""
-        index: dict[str, int] = {}
-        numbers = (index.setdefault(cell, len(index)) for cell in self.column(name))
-        codes = np.fromiter(numbers, np.int64, len(self))
-        return list(index), codes
-
     def column(self, name: str) -> Cells:
         """Return the cells of a column; empty texts if the table has none of this name."""
         return self.columns[name] if name in self.columns else np.full(len(self), "", object)

@@ -149,11 +149,9 @@ def test_cells_come_back():
     assert list(table.where("path", "a")) == [rows[1], rows[6]] and list(table.where("path", "b")) == []
     part = table.at([6, 0, 1])
     assert list(part) == [rows[6], rows[0], rows[1]] and list(part.where("number", "0")) == [rows[0]]
-    words, codes = part.words("path")
-    assert [words[code] for code in codes] == ["a", "", "a"]
     assert Table.of(table) is table and list(table.column("gone")) == [""] * 7
     none = Table.of([])
-    assert list(none) == [] == list(none.where("status", "ok")) and none.words("a")[1].tolist() == []
+    assert list(none) == [] == list(none.where("status", "ok"))
 
 
 def test_a_table_is_read_and_written_without_a_dictionary_for_each_row(tmp_path):
