@@ -219,11 +219,11 @@ def _moves(run: Run, change: Change) -> list[tuple[int, int, list[int]]]:
     counts = Counter[int]()
     members: dict[int, list[int]] = {}
     kinds = kinds_of(change.run.model.names)
-    for (_, number), count in preview(run, change).items():
+    for (_, number), count in preview(run, change.run).items():
         kind = int(kinds[number]) if number >= 0 else number
         counts[kind] += count
         members.setdefault(kind, []).append(number)
-    after, margin = change.run.clusters, change.placement.margin
+    after, margin = change.run.clusters, change.run.placement.margin
     moved = run.clusters != after
 
     def doubtful(numbers: list[int]) -> list[int]:

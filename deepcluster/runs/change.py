@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Placement
 from deepcluster.images import Source
 from deepcluster.runs.result import Outcome
 from deepcluster.runs.run import Run, read_run
@@ -41,11 +40,6 @@ class Change:
     write: Callable[[run_folder.LockedFolder], object] = lambda folder: None  # writes the images that it adds
     last: Callable[[Outcome], str] | None = None  # gives the last line
 
-    @property
-    def placement(self) -> Placement:
-        """The places of all images after it."""
-        return self.run.placement
-
 
 ChangeOf = Callable[[run_folder.RunFolder, Run], Change]  # reads the folder, and writes nothing
 
@@ -58,7 +52,7 @@ class Carried(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return the images that change their cluster, and the numbers of images of all clusters before and after."""
-        moves = preview(*self)
+        moves = preview(self.before, self.change.run)
         was, now = (Counter(run.clusters.tolist()) for run in (self.before, self.change.run))
         names = self.change.run.model.names
         return {
@@ -80,9 +74,8 @@ def decided(after: Run, digest: str, changes_clusters: bool, **described: Any) -
     return Change(replace(after, facts=facts), "other" if changes_clusters else "same", **described)
 
 
-def preview(before: Run, after: Run | Change) -> dict[tuple[int, int], int]:
+def preview(before: Run, after: Run) -> dict[tuple[int, int], int]:
     """Return numbers of images by their clusters before and after a change, if these differ; the largest first."""
-    after = after.run if isinstance(after, Change) else after
     if after.model.cut is before.model.cut and len(after.rows.reduced) == len(before.rows.reduced):
         return {}  # a name or a mark: no image is placed
     pairs = zip(before.clusters.tolist(), after.clusters.tolist(), strict=False)
@@ -157,7 +150,7 @@ def _written(folder: run_folder.LockedFolder, run: Run, change: Change) -> Run:
     after = change.run
     if change.clusters == "other":
         after = replace(after, facts=replace(after.facts, cut=cut_of(after)))
-    moved = sum(preview(run, change).values())
+    moved = sum(preview(run, after).values())
     at = datetime.now(UTC).isoformat(timespec="seconds")
     made = Made(former.keep(folder), change.text, change.example, moved, at)
     former.put(folder, encoded(after.model, after.facts, made))

@@ -126,7 +126,7 @@ def update(
         made = carry_out(run, change_of, display, dry_run=dry_run, takes_images=True)
     model = made.before.model
     rows = made.change.run.rows
-    cluster = made.change.placement.cluster
+    cluster = made.change.run.placement.cluster
     added = len(read[0].source.paths)
     drifted = drift(cluster.numpy(), rows.residuals.numpy(), rows.fitted, model.outliers.limit)
     residuals = rows.residuals[rows.fitted :]

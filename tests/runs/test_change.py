@@ -66,7 +66,7 @@ def test_a_preview_is_what_the_change_writes(made: Path, tmp_path: Path, name: s
     change_of, write = CASES[name]
     files, before = contents(run), read_run(open_run(run))
     change = change_of(open_run(run), before)
-    moves = preview(before, change)
+    moves = preview(before, change.run)
     assert contents(run) == files, "a change is a value"
     write(run)
     after = read_run(open_run(run))

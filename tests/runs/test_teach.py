@@ -286,7 +286,7 @@ def test_the_first_name_said_in_a_cluster_names_it(run):
     answers = [Answer(zero[0], name="x"), *(Answer(row, name="y") for row in zero[1:3]), Answer(one[0], name="x")]
     done = taught_by(nameless, answers)
     assert done.run.model.names == ("y", "x", "", "", "") and done.lines["Names"] == "3 clusters have no name: 2, 3, 4"
-    assert done.placement.cluster[zero[:3]].tolist() == [1, 0, 0]
+    assert done.run.placement.cluster[zero[:3]].tolist() == [1, 0, 0]
     assert taught_by(done.run, [Answer(one[1], name="z")]).run.model.names == ("y", "x", "", "", "", "z")
     again = taught_by(done.run, [Answer(about[-1], name="y")]).run.model.names
     assert again.count("y") == 2 and len(again) == 5  # a kind may have two clusters
@@ -304,7 +304,7 @@ def test_the_page_numbers_its_new_clusters(run):
     untaught = graph_of_first(run, COUNT)
     numbers = {7: 5, 8: 6}
     taught = taught_by(untaught, [Answer(row, number, may_be_new=True) for row, number in numbers.items()])
-    assert {row: int(taught.placement.cluster[row]) for row in numbers} == numbers
+    assert {row: int(taught.run.placement.cluster[row]) for row in numbers} == numbers
     for wrong in ([Answer(7, 5)], [Answer(7, 6, may_be_new=True)]):  # the next new number is 5
         with pytest.raises(UsageError, match="no cluster"):
             taught_by(untaught, wrong)
@@ -474,7 +474,7 @@ def test_the_estimate_is_near_the_truth_if_drawn_images_name_the_clusters():
     in_two = [row for row in range(60) if untaught.placement.cluster[row]][:24]
     some = taught_by(untaught, true_of_three(in_two, by="drawn"))
     assert some.lines["Quality"] == "Right: not known until all clusters have names"
-    assert "share" in estimated_quality(replace(some.run.model, junk=(0,)), some.placement.cluster, 60)
+    assert "share" in estimated_quality(replace(some.run.model, junk=(0,)), some.run.placement.cluster, 60)
 
 
 @pytest.mark.parametrize(("names", "count"), [(("cluster 1", "", ""), 3), (("", "cluster 0", ""), 2)])
@@ -498,7 +498,7 @@ def test_an_answer_about_an_image_outside_the_graph_moves_no_other(run):
     cluster = untaught.placement.cluster
     row = next(int(row) for row in torch.nonzero(cluster == 0).flatten() if row >= 150)
     done = taught_by(untaught, [Answer(row, 1)])
-    assert preview(untaught, done) == {(0, 1): 1} and done.placement.cluster[row] == 1
+    assert preview(untaught, done.run) == {(0, 1): 1} and done.run.placement.cluster[row] == 1
     assert taught_by(done.run, [Answer(row, 1, by="drawn")]).run.model.drawn == {row: 0}  # marked later
 
 
@@ -509,7 +509,7 @@ def test_answers_about_equal_images_that_contradict_each_other(run):
     alone = taught_by(untaught, [Answer(6, 0)])
     assert both.run.model.said == (Said(6, "answer"),)
     assert untaught.rows.paths[0] in both.lines["Answers"]
-    assert both.placement.cluster.equal(alone.placement.cluster) and both.placement.cluster[0] == 0
+    assert both.run.placement.cluster.equal(alone.run.placement.cluster) and both.run.placement.cluster[0] == 0
     older = taught_by(taught_by(untaught, [Answer(0, 3, by="drawn")]).run, [Answer(6, 0, by="drawn")]).run.model
     assert [*older.placed] == [*older.drawn] == [6]
 

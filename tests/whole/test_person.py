@@ -70,7 +70,7 @@ class Person:
 
     def take(self, change: Change) -> None:
         self.run = change.run
-        assert change.placement.cluster.equal(self.run.model.placement(self.run.rows.reduced).cluster)
+        assert change.run.placement.cluster.equal(self.run.model.placement(self.run.rows.reduced).cluster)
 
     def say(self, rows: dict[int, str]) -> None:
         self.placed |= {row: name for row, name in rows.items() if name}
