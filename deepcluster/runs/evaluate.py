@@ -7,11 +7,11 @@ import torch
 
 from deepcluster.clustering import agreement
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images import Images, Source, find
+from deepcluster.images import Images, find
 from deepcluster.images.true_labels import true_labels
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.predict import predict
-from deepcluster.runs.result import describe
+from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
@@ -46,10 +46,18 @@ def evaluate(
     Raises:
         DeepClusterError: The message says what to do.
     """
+    folder = open_run(run)
+    place = labels or folder.read_record().labels
+    if place is None:
+        of_run = read_run(folder)
+        quality = estimated_quality(of_run.model, of_run.clusters, of_run.rows.fitted)
+        answers = f". Your answers say: {quality_text(quality)}" if quality else ""
+        how = "--labels folders (also for the labels of a named data set), or a CSV file of path,label"
+        raise UsageError(f"evaluate needs labels, and the fit had none: {how}{answers}")
     if images is None:
-        return scores_with_chance(*_of_run(open_run(run), labels), scores)
+        return scores_with_chance(*_of_run(folder, labels), scores)
     source = find(images)
-    truth = true_labels(_spec(open_run(run), labels), source)
+    truth = true_labels(place, source)
     labelled = [row for row, label in enumerate(truth) if label]
     if not labelled:
         raise DataError(f"no image of {source.name} has a label: check --labels")
@@ -96,35 +104,16 @@ def _of_run(folder: RunFolder, labels: str | None) -> tuple[list[int], list[str]
     stored = read_run(folder)
     paths = stored.rows.paths
     clusters = stored.placement.cluster.tolist()
-    spec = _spec(folder, labels)
-    if labels is None:
+    if not labels:
         return clusters, stored.rows.labels or [""] * len(paths)
-    source = _images(folder) if labels == "folders" else find(paths)
-    label_of = dict(zip(source.paths, true_labels(spec, source), strict=True))
-    return clusters, [label_of.get(path, "") for path in paths]
-
-
-def _spec(folder: RunFolder, labels: str | None) -> str:
-    """Return the place of the labels: the given one, or that of the fit. UsageError if the fit had none."""
-    record = folder.read_record()
-    spec = labels or record.labels
-    if spec is None:
-        how = "--labels folders (also for the labels of a named data set), or a CSV file of path,label"
-        quality = describe(read_run(folder)).quality
-        answers = f". Your answers say: {quality_text(quality)}" if quality else ""
-        raise UsageError(f"evaluate needs labels, and the fit had none: {how}{answers}")
-    return spec
-
-
-def _images(folder: RunFolder) -> Source:
-    images, base = folder.read_images(), Path(folder.read_record().base)
-    source = images_at_hand(images, base)
+    base = Path(stored.record.base)
+    source = images_at_hand(stored.rows.images, base) if labels == "folders" else find(paths)
     if source is None:
         raise DataError(f"the images of {folder.path} were not found: name their place (IMAGES)")
-    total = len(images.used)
-    if away := total - len(source.paths):
+    if away := len(paths) - len(source.paths):
         warn(
-            f"{away:,} of the {total:,} images of {folder.path} were not found (they were in {base}): the figures are"
-            " of the others"
+            f"{away:,} of the {len(paths):,} images of {folder.path} were not found (they were in {base}): the figures"
+            " are of the others"
         )
-    return source
+    label_of = dict(zip(source.paths, true_labels(labels, source), strict=True))
+    return clusters, [label_of.get(path, "") for path in paths]
