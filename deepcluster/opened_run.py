@@ -33,8 +33,6 @@ from deepcluster.runtime.console import Display, Silent, Terminal, has_widgets
 from deepcluster.runtime.devices import choose_device
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder
-from deepcluster.storage.clusters_file import header_of
-from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import checked_name, python_edits
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.lock import own_files
@@ -268,7 +266,7 @@ class OpenedRun(_Base):
         check_is_fitted(self, "cluster_centers_")
         if not hasattr(self, "run_"):
             raise UsageError(f"{what} needs the features of a run, and this is a model alone: load the run folder")
-        if changes and header_of(run_folder.open_run(self.run_).file(CLUSTERS)).facts.cut != self._cut:
+        if changes and run_folder.open_run(self.run_).read_header().facts.cut != self._cut:
             raise UsageError(f"{self.run_} has other clusters by now: DeepCluster.load({str(self.run_)!r}) reads them")
 
     def _images_at_hand(self) -> Source | None:

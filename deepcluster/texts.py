@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 JOINERS = "\u200c\u200d"  # between letters of Persian, Hindi and others, and between emoji
 NOTHING = "\u2013"  # a dash if there is no value
-MINUS = "\u2212"  # as wide as the plus
 MAX_NAME = 160  # characters of a path in the page; Linux allows 4096, and 1,600 of those would be the whole page
 
 

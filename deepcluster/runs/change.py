@@ -20,7 +20,6 @@ from deepcluster.runtime.compute import CUT_PHASE
 from deepcluster.runtime.console import Display, Several
 from deepcluster.storage import former, run_folder
 from deepcluster.storage.clusters_file import Made, encoded, read_clusters
-from deepcluster.storage.content import CLUSTERS
 from deepcluster.texts import one_line, plural
 
 # Headings of the commands that take a change back, or make it again.
@@ -126,7 +125,7 @@ def commit(
     ``show``: Makes the views, or what the caller shows in their place.
     """
     after = change.run
-    goes_back = change.state is not None and change.state < former.made_in(folder, CLUSTERS).number
+    goes_back = change.state is not None and change.state < folder.read_header().made.number
     if after is not run:
         change.write(folder)
         if change.state is not None:

@@ -9,8 +9,6 @@ from deepcluster.errors import DiskError, UsageError
 from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.log import warn
 from deepcluster.storage import swap
-from deepcluster.storage.clusters_file import Header, header_of
-from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.files import put_in_place
 from deepcluster.storage.lock import own_files
 from deepcluster.storage.run_folder import RunFolder, locked, open_run
@@ -62,7 +60,7 @@ def _check(source: RunFolder, place: RunFolder, force: bool) -> None:
             f"{source.path / links[0]} is a link, which may lead elsewhere from {place.path}: put the file itself there"
         )
     read_run(source)
-    now, then = _header(source), None if force else _header(place)
+    now, then = source.read_header(), None if force else place.read_header()
     if then and (lost := sorted({*filter(None, then.names)} - {*now.names})):
         names = some([repr(name) for name in lost], 20)
         why = f"{source.path} has no clusters of these names, which {place.path} has: {names}"
@@ -71,8 +69,3 @@ def _check(source: RunFolder, place: RunFolder, force: bool) -> None:
     if now.facts.is_recut or not any(one and one == other for one, other in related):
         why = f"{source.path} is no fit --like {place.path}, or was recut since"
         warn(f"{why}: the numbers of its clusters mean other clusters than before")
-
-
-def _header(run: RunFolder) -> Header:
-    with run.as_disk_errors(CLUSTERS):
-        return header_of(run.file(CLUSTERS))

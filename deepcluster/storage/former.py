@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepcluster.runtime import signals
-from deepcluster.storage.clusters_file import Header, Made, header_of, read_clusters, with_made
+from deepcluster.storage.clusters_file import Made, read_clusters, with_made
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.lock import own_files
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
@@ -32,26 +32,16 @@ def numbers_of(folder: RunFolder) -> list[int]:
 
 def history(folder: RunFolder) -> tuple[list[Made], list[Made]]:
     """Return the changes that an undo takes back and those that a redo makes again, the nearest first."""
-    now = made_in(folder, CLUSTERS)
-    numbers = numbers_of(folder)
-    back = [now, *(made_in(folder, name_of(number)) for number in reversed(numbers) if number < now.number)]
-    return back[:-1], [made_in(folder, name_of(number)) for number in numbers if number > now.number]
-
-
-def made_in(folder: RunFolder, name: str) -> Made:
-    """Return the change that made the state in a file. DiskError if the file is damaged."""
-    return _header(folder, name).made
-
-
-def _header(folder: RunFolder, name: str) -> Header:
-    with folder.as_disk_errors(name):
-        return header_of(folder.file(name))
+    now = folder.read_header().made
+    kept = [folder.read_header(name_of(number)).made for number in numbers_of(folder)]
+    back = [now, *(made for made in reversed(kept) if made.number < now.number)]
+    return back[:-1], [made for made in kept if made.number > now.number]
 
 
 def given(folder: RunFolder) -> int:
     """Return how many cluster numbers were ever used: the newest state has all."""
     names = [CLUSTERS, *(name_of(number) for number in numbers_of(folder)[-1:])]
-    return max(len(_header(folder, name).names) for name in names)
+    return max(len(folder.read_header(name).names) for name in names)
 
 
 def keep(folder: LockedFolder) -> int:
@@ -70,7 +60,7 @@ def keep(folder: LockedFolder) -> int:
 
 def _kept(folder: LockedFolder) -> Made:
     """Keep a copy of the present state, and return the change that made it."""
-    now = made_in(folder, CLUSTERS)
+    now = folder.read_header().made
     if not folder.has(name_of(now.number)):
         folder.write(name_of(now.number), folder.file(CLUSTERS).read_bytes())
     return now

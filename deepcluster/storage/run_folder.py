@@ -21,7 +21,7 @@ from deepcluster.runtime.bounded import RUN as RUN
 from deepcluster.runtime.bounded import check_file, is_run
 from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage import lock, swap
-from deepcluster.storage.clusters_file import digest_of
+from deepcluster.storage.clusters_file import Header, digest_of, header_of
 from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, LOG, RESULT, SCHEMA_VERSIONS, RunRecord, Table
 from deepcluster.storage.files import changing, put_in_place, sync_folder, write_tensors, write_whole
 from deepcluster.storage.images_table import Images
@@ -67,6 +67,11 @@ class RunFolder:
     def read_images(self) -> Images:
         """Read images.csv."""
         return Images(self.read_rows(IMAGES))
+
+    def read_header(self, name: str = CLUSTERS) -> Header:
+        """Read the header of the clusters, or of another state of them."""
+        with self.as_disk_errors(name):
+            return header_of(self.file(name))
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
         """Return the first ``rows`` of a float32 matrix: an update that was stopped may have written more."""
