@@ -50,8 +50,9 @@ def applied(run: Run, edits: Edits) -> Change:
 
     Raises UsageError if a cluster or image does not exist or is merged or moved twice, or a cluster has too few parts.
     """
-    moves = moved_rows(edits, run.rows.paths)
-    checked = [*moved_rows(Edits(move=tuple((image, 0) for image in edits.checked)), run.rows.paths)]
+    moved_images, numbers_after = zip(*edits.move, strict=True) if edits.move else ((), ())
+    moves = dict(zip(rows_of(moved_images, run.rows.paths), numbers_after, strict=True))
+    checked = rows_of(edits.checked, run.rows.paths)
     after = replace(run, model=_edited_model(run, edits, moves, checked))
     moved = sum(int(after.placement.cluster[row]) == number for row, number in moves.items()) if moves else 0
     text = describe_edits(edits, run.model, after.model, moved)
@@ -148,21 +149,21 @@ def _split_up(cut: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor, free
     return cut
 
 
-def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
-    """Return the new clusters of the rows that move. UsageError if an image does not exist or moves twice."""
-    named = any(isinstance(image, str) for image, _ in edits.move)
+def rows_of(images: Sequence[str | int], paths: Sequence[str]) -> list[int]:
+    """Return the rows of images, which are paths or rows. UsageError if one does not exist or comes twice."""
+    named = any(isinstance(image, str) for image in images)
     by_path = {path: row for row, path in enumerate(paths)} if named else {}
-    moves: dict[int, int] = {}
-    for image, number in edits.move:
+    rows: dict[int, None] = {}
+    for image in images:
         row = by_path.get(image, by_path.get(from_windows(image), -1)) if isinstance(image, str) else image
         if row < 0:
             raise UsageError(f"{str(image)[:200]!a} is no image of the run: see clusters.csv")
         if row >= len(paths):
             raise UsageError(f"there is no row {row}: the run has rows 0 to {len(paths) - 1}")
-        if row in moves:
+        if row in rows:
             raise UsageError(f"row {row} ({paths[row][:200]!a}) comes twice: name it once")
-        moves[row] = number
-    return moves
+        rows[row] = None
+    return [*rows]
 
 
 def _check_present(numbers: list[int], present: set[int], free: int) -> None:

@@ -15,7 +15,7 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import move_rows, recentred
 from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_of, questions
 from deepcluster.model import WORDS, Model, Said
-from deepcluster.runs.apply import MAX_NEW, moved_rows
+from deepcluster.runs.apply import MAX_NEW, rows_of
 from deepcluster.runs.change import Carried, Change, carry_out, decided, preview
 from deepcluster.runs.quality import estimated_quality, kinds_of, sampled, unpinned
 from deepcluster.runs.run import Run, read_run
@@ -24,7 +24,7 @@ from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import run_folder
-from deepcluster.storage.edits_file import Edits, checked_name
+from deepcluster.storage.edits_file import checked_name
 from deepcluster.texts import one_line, plural, quality_text, some
 
 COLUMNS = ("path", "now", "name", "likely", "drawn")  # of a table of questions
@@ -237,7 +237,7 @@ def _understood(run: Run, answers: Sequence[Answer]) -> _Understood:
     new = range(free, max([free, *(number + 1 for number in numbers if number < free + len(answers))]))
     names = [*model.names, *("" for _ in new)]
     before = {one: names[one] or f"cluster {one}" for one in present}
-    answer_of = dict(zip(moved_rows(Edits(move=tuple((one.path, 0) for one in answers)), paths), answers, strict=True))
+    answer_of = dict(zip(rows_of([one.path for one in answers], paths), answers, strict=True))
     first = _first_names(cluster, names, before, answer_of)
     names = [first.get(one, name) for one, name in enumerate(names)]
     called = {one: names[one] or text for one, text in before.items()}

@@ -30,7 +30,7 @@ from deepcluster.groups.spread import Taught, beliefs, followed, questions
 from deepcluster.model import Annotations, Said
 from deepcluster.recipes.options import Recipe
 from deepcluster.runs import teach as teaching
-from deepcluster.runs.apply import apply, moved_rows
+from deepcluster.runs.apply import apply, rows_of
 from deepcluster.runs.change import preview, undo
 from deepcluster.runs.promote import promote
 from deepcluster.runs.quality import estimated_quality
@@ -537,7 +537,7 @@ def test_a_table_answers_by_its_filled_rows_alone(run, tmp_path, prints, ends, m
         lines[1][2] = "Käfer, groß"
         (tmp_path / "c.csv").write_text("\n".join(map(delimiter.join, lines)), encoding)
         assert [(one.path, one.name) for one in read_answers(tmp_path / "c.csv")] == [(lines[1][0], "Käfer, groß")]
-    assert moved_rows(Edits(move=(("K\udce4fer.png", 1),)), ["a.png", "Käfer.png"]) == {1: 1}
+    assert rows_of(["K\udce4fer.png"], ["a.png", "Käfer.png"]) == [1]
     for mark, means in MARKS.items():
         (tmp_path / "a.csv").write_text(f"path,cluster,name,drawn\na,1,,{mark}\n")
         assert read_answers(tmp_path / "a.csv") == [Answer("a", 1, by="drawn" if means else "answer")]
