@@ -81,7 +81,7 @@ def continued(run: Run, former: Former, former_rows: Tensor) -> tuple[Run, str]:
     Returns the run with these numbers, and a description.
     """
     model = run.model
-    past = inherit.past_of(former.run, former_rows, keeps_sample=False)
+    past = inherit.past_of(former.run, former_rows)
     is_known = former_rows >= 0
     was_placed = past.cluster >= 0
     heir = inherit.heirs(past.cluster[was_placed], run.placement.cluster[was_placed], mutual=False)

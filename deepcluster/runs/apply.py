@@ -50,8 +50,8 @@ def applied(run: Run, edits: Edits) -> Change:
 
     Raises UsageError if a cluster or image does not exist or is merged or moved twice, or a cluster has too few parts.
     """
-    moved_images, numbers_after = zip(*edits.move, strict=True) if edits.move else ((), ())
-    moves = dict(zip(rows_of(moved_images, run.rows.paths), numbers_after, strict=True))
+    moved_rows = rows_of([image for image, _ in edits.move], run.rows.paths)
+    moves = {row: number for row, (_, number) in zip(moved_rows, edits.move, strict=True)}
     checked = rows_of(edits.checked, run.rows.paths)
     after = replace(run, model=_edited_model(run, edits, moves, checked))
     moved = sum(int(after.placement.cluster[row]) == number for row, number in moves.items()) if moves else 0

@@ -23,12 +23,14 @@ class Past:
     placed: Mapping[int, int]  # rows that a person placed, and their clusters before it
 
 
-def past_of(run: Run, rows: Tensor, *, keeps_sample: bool) -> Past:
+def past_of(run: Run, rows: Tensor | None = None) -> Past:
     """Return the decisions about a run. ``rows``: The rows in it of N later images (int64); -1: it lacks the image.
 
-    ``keeps_sample``: The sample of drawn images goes on; else their answers teach.
+    Without ``rows`` the images are the same, and the sample of drawn ones goes on; else their answers teach.
     """
     model, cluster = run.model, run.clusters
+    keeps_sample = rows is None
+    rows = torch.arange(len(cluster)) if rows is None else rows
     places: dict[int, list[int]] = {}
     for row, former in enumerate(rows.tolist()):
         places.setdefault(former, []).append(row)

@@ -88,8 +88,7 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display,
 
 def kinds_kept(run: Run) -> set[int]:
     """Return the clusters of a run that a person named, marked or answered about."""
-    past = inherit.past_of(run, torch.arange(len(run.rows.reduced)), keeps_sample=True)
-    return {*inherit.lost(past, {})}
+    return {*inherit.lost(inherit.past_of(run), {})}
 
 
 def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
@@ -100,7 +99,7 @@ def _cut_into(run: Run, count: int, recipe: Recipe) -> Model:
     sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
     fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
     cut, placement = cut_rows(rows, fine, count, run.record.seed, recipe)
-    past = inherit.past_of(run, torch.arange(len(before.cluster)), keeps_sample=True)
+    past = inherit.past_of(run)
     known = past.cluster >= 0
     heir = inherit.heirs(past.cluster[known], placement.cluster[known], mutual=True)
     numbers = max(cut.count, len(model.names))  # later clusters get numbers behind all given ones

@@ -282,7 +282,7 @@ def test_clusters_that_continue_by_hand():
     model = replace(
         model, said=tuple(Said(row, "answer") for row in (0, 8, 10)), cut=Cut(torch.eye(4), torch.arange(4))
     )
-    past = past_of(run_of(model, torch.eye(4)[before]), torch.arange(11), keeps_sample=True)
+    past = past_of(run_of(model, torch.eye(4)[before]))
     assert lost(past, heir) == [1] and [*past.placed] == [0, 8, 10]
     cut_anew = run_of(replace(model, cut=Cut(torch.eye(4), torch.arange(4)), names=("",) * 4), torch.eye(4)[after])
     new = taught_again(cut_anew, past, heir)
