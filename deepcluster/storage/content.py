@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self, overload
 
@@ -142,8 +142,7 @@ class RunRecord:
         return shaped(dict(table), cls, RUN)  # type: ignore[no-any-return]
 
     def to_json(self) -> dict[str, Any]:
-        table = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value for name, value in table.items() if value is not None or name == "n_clusters"}
+        return {name: value for name, value in vars(self).items() if value is not None or name == "n_clusters"}
 
 
 @dataclass(frozen=True)
