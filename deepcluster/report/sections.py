@@ -157,6 +157,6 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
         "outliers": [suspect(clusters[i]["path"], i, figure(number(clusters[i]["distance"]))) for i in farthest],
         "outliers_count": len(far),
         "duplicates": None if duplicates is None else shown,
-        "groups_count": len(sets),
+        "sets_count": len(sets),
         "duplicates_count": len(duplicates or []),
     }
