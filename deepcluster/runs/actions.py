@@ -1,9 +1,9 @@
 """The actions of the served page: each is a change of the run, or a question about it.
 
 All take a JSON object with the ``version`` of the page. ``apply`` takes ``edits`` (as in edits.json), ``undo`` and
-``redo`` take ``steps`` (default 1), ``recut`` takes ``k``, ``teach`` and ``ask`` take ``taught``, ``export``, ``read``
-and ``open`` take ``sorting``, ``preview`` takes ``change``, the name of one of the changes, ``list`` takes ``clusters``
-and ``order``, ``facts`` and ``alike`` take ``rows``.
+``redo`` take ``changes`` (default 1), ``recut`` takes ``k``, ``teach`` and ``ask`` take ``taught``, ``preview`` takes
+``change``, the name of one of the changes. ``export``, ``read`` and ``open`` take ``sorting``, ``list`` takes
+``clusters`` and ``order``, ``facts`` and ``alike`` take ``rows``.
 """
 
 import os
@@ -51,7 +51,7 @@ ORDERS: Mapping[str, Callable[[Placement, Tensor], Tensor]] = {
     "doubt": lambda placement, rows: placement.margin[rows],
     "path": lambda placement, rows: rows,
 }
-StepsOfPage = Annotated[int, range(1, MAX_STATES + 1)]
+NumberOfPage = Annotated[int, range(1, MAX_STATES + 1)]
 ClustersOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # more take minutes
 Sort = Callable[..., Sequence[Row]]  # ``export.folders``
 Read = Callable[[Path], ChangeOf]  # ``export.read_back.by_folder``
@@ -82,6 +82,10 @@ def places_for_folders(folder: run_folder.RunFolder) -> dict[str, Path]:
 
 def default_name(folder: run_folder.RunFolder) -> str:
     return f"{Path(os.path.abspath(folder.path)).name}-sorted"  # noqa: PTH100
+
+
+def _by_history(request: Request, *, forward: bool = False) -> ChangeOf:
+    return partial(by_history, shaped(request.get("changes", 1), NumberOfPage, "changes"), forward=forward)
 
 
 def _by_answers(request: Request) -> ChangeOf:
@@ -249,8 +253,8 @@ def _faces(run: Run) -> list[tuple[int, int, list[int]]]:
 
 CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
     "apply": lambda request: partial(by_edits, edits_of(request.get("edits"))),
-    "undo": lambda request: partial(by_history, shaped(request.get("steps", 1), StepsOfPage, "steps")),
-    "redo": lambda request: partial(by_history, shaped(request.get("steps", 1), StepsOfPage, "steps"), forward=True),
+    "undo": _by_history,
+    "redo": partial(_by_history, forward=True),
     "recut": lambda request: partial(by_number, shaped(request.get("k"), ClustersOfPage, "k"), Several()),
     "teach": _by_answers,
 }

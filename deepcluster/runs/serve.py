@@ -254,7 +254,7 @@ class _Server(ThreadingTCPServer):
 
 
 def _said(log_lines: str) -> str:
-    """Return the lines of a change for the page, which has buttons for the steps."""
+    """Return the lines of a change for the page, which has buttons for undo and redo."""
     lines = (line.partition(" ")[2].removeprefix("INFO ") for line in log_lines.splitlines()[1:])
     return "\n".join(line for line in lines if not line.startswith((f"{UNDO}: ", f"{REDO}: ")))
 

@@ -384,7 +384,7 @@ def test_outliers_by_distance_and_duplicates_by_hand() -> None:
     found = problems([], Table.of(rows), alike)
     assert [(it["path"], it["row"], it["cluster"]) for it in found["outliers"]] == [("c", 2, "6"), ("a", 0, "4")]
     assert found["outliers"][0]["about"] == "distance 3" and found["count"] == 4
-    assert (found["groups_count"], found["duplicates_count"]) == (2, 4)
+    assert (found["sets_count"], found["duplicates_count"]) == (2, 4)
     groups = [[(it["path"], it["row"], it["cluster"]) for it in group] for group, _ in found["duplicates"]]
     assert groups == [[("b", 1, "5"), ("a", 0, "4")], [("c", 2, "6"), ("gone", -1, "")]]
     many = problems([], Table.of([row(str(i), is_outlier="1") for i in range(500)]), None)

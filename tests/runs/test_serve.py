@@ -94,8 +94,8 @@ def test_nothing_gets_in(run: Path, monkeypatch: pytest.MonkeyPatch):
     for k in (0, 1, -1, 501, 10**9, 10**400, "3", "auto", True, 3.0, None, [3], {}):
         status, error = answer(address, "recut", now, k=k)
         assert status == 409 and "2 to 500" in error["error"], k
-    for steps in (0, -1, 101, 10**400, "1", "all", True, None, [1], 1):  # the run has no change to take back
-        assert answer(address, "undo", now, steps=steps)[0] == 409, steps
+    for changes in (0, -1, 101, 10**400, "1", "all", True, None, [1], 1):  # the run has no change to take back
+        assert answer(address, "undo", now, changes=changes)[0] == 409, changes
     one = {"path": 0, "cluster": 0}
     for taught in (
         *({"answers": [one | wrong]} for wrong in ({"path": -1}, {"path": 10**9}, {"path": "/etc/passwd"}, {"x": 1})),
@@ -170,8 +170,8 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
         ("apply", {"edits": {"schema_version": 1, "merge": [[0, 1]], "names": {"0": "both"}}}),
         ("teach", {"taught": {"answers": [{"path": 0, "name": "new"}]}}),
         ("recut", {"k": 4}),
-        ("undo", {"steps": 2}),
-        ("redo", {"steps": 2}),
+        ("undo", {"changes": 2}),
+        ("redo", {"changes": 2}),
         ("undo", {}),
         ("redo", {}),
     ]

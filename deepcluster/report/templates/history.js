@@ -12,14 +12,14 @@ function openHistory() {
   first.onclick = () => {
     if (first.value) {
       dialog.close();
-      change("undo", {steps: done.length});
+      change("undo", {changes: done.length});
     }
     first.value = "sure";
     first.textContent = t("Take back all changes: {0}", done.length);
   };
   first.value = "";
   $("form", dialog).onsubmit = event => {
-    if (event.submitter.value) change("undo", {steps: Number(event.submitter.value)});
+    if (event.submitter.value) change("undo", {changes: Number(event.submitter.value)});
   };
   dialog.showModal();
 }

@@ -29,13 +29,13 @@ function map(points) {
 
   /* The images by what a function says of them. */
   function imagesBy(key) {
-    const groups = new Map();
+    const imagesOf = new Map();
     for (let i = 0; i < count; i++) {
-      const group = groups.get(key(i));
-      if (group) group.push(i);
-      else groups.set(key(i), [i]);
+      const inside = imagesOf.get(key(i));
+      if (inside) inside.push(i);
+      else imagesOf.set(key(i), [i]);
     }
-    return groups;
+    return imagesOf;
   }
 
   function cleared(plane) {
