@@ -47,10 +47,6 @@ else:
         fcntl.flock(file, fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class InUseError(DiskError):
-    """Another process holds the lock of a run."""
-
-
 # ---- own files ------------------------------------------------------------------------------------------------------
 
 
@@ -90,8 +86,8 @@ def _kind(path: Path) -> int:
 def locked(run: Path, *, make: bool = False) -> Iterator[None]:
     """Hold the lock of a run folder, or ``make`` it first. The unfinished files of a killed process are removed.
 
-    Raises InUseError if another process holds the lock, DiskError if nothing can be written, or something else lies at
-    the place of a file of the run.
+    Raises DiskError if another process holds the lock, if nothing can be written, or if something else lies at the
+    place of a file of the run.
     """
     with ExitStack() as stack:
         with changing(run, ": give another -o" if make else ": make it writable, or work on a copy of the run"):
@@ -118,7 +114,7 @@ def hold(folder: Path, name: str) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read(200).decode(errors="replace").strip() or "another process"
-            raise InUseError(f"{folder} is in use by {holder}: wait for it, or stop it") from None
+            raise DiskError(f"{folder} is in use by {holder}: wait for it, or stop it") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
