@@ -81,11 +81,6 @@ class Rows:
         """Number of images of the fit, the first ones. Later ones are placed in clusters, which they never define."""
         return self.images.fitted
 
-    @property
-    def added(self) -> int:
-        """Number of images of updates, the last ones."""
-        return len(self.reduced) - self.fitted
-
 
 @dataclass(frozen=True)
 class Run:

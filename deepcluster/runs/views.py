@@ -63,7 +63,7 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
         "cut_k": facts.cut_k,
         "clusters": len(outcome.summary),
         "images_count": len(rows.paths),
-        "added_count": rows.added,
+        "added_count": len(rows.paths) - rows.fitted,
         "skipped_count": len(rows.images.skipped),
         "outlier_share": round(outliers, 4) if limit < torch.inf else None,
         **drifted.entries,

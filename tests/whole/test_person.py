@@ -156,8 +156,9 @@ class Person:
         old = self.run
         new = features(3, int(self.random.integers(1 << 30)))
         count = len(old.rows.reduced)
-        rejected = [*range(count - old.rows.added, count + 3, 3)]  # one of every three
-        every = run_of(old.model, torch.cat([old.rows.reduced, new]), added=old.rows.added + 3, rejected=rejected)
+        added = count - old.rows.fitted
+        rejected = [*range(count - added, count + 3, 3)]  # one of every three
+        every = run_of(old.model, torch.cat([old.rows.reduced, new]), added=added + 3, rejected=rejected)
         self.run = replace(old, rows=every.rows)
 
     def like(self) -> None:
