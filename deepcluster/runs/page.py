@@ -69,7 +69,7 @@ def write_page(folder: run_folder.LockedFolder, source: Source | None, outcome: 
     progress("map", 0, 0)
     positions = _positions(folder, outcome.run)
     progress("report", 0, 0)
-    drawings = Drawings(positions, _similar(folder, outcome), sides_of(source))
+    drawings = Drawings(positions, _similar(folder, outcome.usable, outcome.run.rows.reduced), sides_of(source))
     picture = pictures(source, THUMBNAIL, instead=_tiny(folder, outcome, sheet, away))
     data = page_data(folder, source, outcome, drawings, thumbnails(picture))
     folder.write("report.html", render(replace(data, sheet=sheet)))
@@ -92,7 +92,7 @@ def read_drawings(folder: run_folder.RunFolder, source: Source | None) -> Drawin
     positions = None
     with suppress(DeepClusterError):
         positions = read_map(folder, len(used))
-    return Drawings(positions, _read_similar(folder, used), sides_of(source))
+    return Drawings(positions, _similar(folder, used), sides_of(source))
 
 
 def page_data(
@@ -150,32 +150,21 @@ def _tiny(folder: run_folder.RunFolder, tables: Outcome, sheet: bytes, away: lis
     return shown
 
 
-def _similar(folder: run_folder.LockedFolder, outcome: Outcome) -> npt.NDArray[np.int64] | None:
+def _similar(folder: run_folder.RunFolder, used: Table, reduced: Tensor | None = None) -> npt.NDArray[np.int64] | None:
     """Return the images most like each image of the page; similar.npy keeps them, because features never change.
 
-    For 20,000 x 256 the search takes 3 s.
+    If it is missing, damaged, or of fewer images, they are searched in ``reduced``, which takes 3 s for 20,000 x 256.
     """
-    used = outcome.usable
-    similar = _read_similar(folder, used)
-    if similar is None and len(used) > 1:
-        similar = nearest(outcome.run.rows.reduced[on_page(used)[0]], _alike_of(used))[1].numpy()
-        folder.write_blocks(SIMILAR, similar.shape, [similar])
-    return similar
-
-
-def _read_similar(folder: run_folder.RunFolder, used: Table) -> npt.NDArray[np.int64] | None:
-    """Read the images most like each image of the page; None if similar.npy is missing, damaged, or of fewer images."""
-    rows = len(on_page(used)[0])
+    rows, _ = on_page(used)
+    alike = min(MAX_ALIKE, max(1, MAX_ALIKE_IN_ALL // max(1, len(rows))), len(rows) - 1)
     with suppress(DeepClusterError, OSError, ValueError):
-        if folder.has(SIMILAR) and run_folder.rows_in(folder.file(SIMILAR)) == rows:
-            return folder.read_array(SIMILAR, rows, _alike_of(used)).astype(np.int64)
-    return None
-
-
-def _alike_of(used: Table) -> int:
-    """Return the number of most similar images of each image of the page."""
-    rows = len(on_page(used)[0])
-    return min(MAX_ALIKE, max(1, MAX_ALIKE_IN_ALL // rows), rows - 1)
+        if folder.has(SIMILAR) and run_folder.rows_in(folder.file(SIMILAR)) == len(rows):
+            return folder.read_array(SIMILAR, len(rows), alike).astype(np.int64)
+    if reduced is None or alike < 1 or not isinstance(folder, run_folder.LockedFolder):
+        return None
+    similar = nearest(reduced[rows], alike)[1].numpy()
+    folder.write_blocks(SIMILAR, similar.shape, [similar])
+    return similar
 
 
 def _near(run: Run) -> dict[int, list[int]]:
