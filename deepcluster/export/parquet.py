@@ -11,13 +11,11 @@ from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import needing
-from deepcluster.groups.graph import layout
 from deepcluster.report.pictures import on_sheet
-from deepcluster.runs.page import read_map
+from deepcluster.runs.page import positions_of
 from deepcluster.runs.result import describe
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Display, Silent
-from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import COLUMNS, Table
 from deepcluster.storage.files import check_no_file, new_file
@@ -70,11 +68,7 @@ def _read(folder: run_folder.RunFolder) -> tuple[Table, Any, Any]:
     reduced = run.rows.reduced
     features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (reduced.shape[1], 2))
     features[: len(reduced)] = reduced.numpy()
-    on_map = on_sheet(len(reduced))
-    positions = read_map(folder, len(reduced))
-    if positions is None:
-        positions = layout(reduced[on_map], derive(run.record.seed, "map"))
-    map_positions[on_map] = positions
+    map_positions[on_sheet(len(reduced))] = positions_of(folder, run)
     return rows, features, map_positions
 
 

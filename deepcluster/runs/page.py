@@ -67,7 +67,7 @@ def write_page(folder: run_folder.LockedFolder, source: Source | None, outcome: 
     sheet = _sheet(folder, source, outcome.usable)
     away = list[str]()
     progress("map", 0, 0)
-    positions = _positions(folder, outcome.run)
+    positions = positions_of(folder, outcome.run)
     progress("report", 0, 0)
     drawings = Drawings(positions, _similar(folder, outcome.usable, outcome.run.rows.reduced), sides_of(source))
     picture = pictures(source, THUMBNAIL, instead=_tiny(folder, outcome, sheet, away))
@@ -225,8 +225,8 @@ def sides_of(source: Source | None) -> Callable[[str], tuple[int, int] | None]:
 # ---- the drawings as files ------------------------------------------------------------------------------------------
 
 
-def _positions(folder: run_folder.LockedFolder, run: Run) -> npt.NDArray[np.float32]:
-    """Return the positions of the images on the sheet (float32, M x 2), and write those that map.npy lacks."""
+def positions_of(folder: run_folder.RunFolder, run: Run) -> npt.NDArray[np.float32]:
+    """Return the positions of the images on the sheet (float32, M x 2); a locked folder keeps those that it lacks."""
     total = len(run.rows.reduced)
     positions = read_map(folder, total)
     if positions is None:
@@ -237,7 +237,8 @@ def _positions(folder: run_folder.LockedFolder, run: Run) -> npt.NDArray[np.floa
                 positions = extended_layout(known, range(before), on_sheet(total), run.rows.reduced)
         else:
             positions = layout(run.rows.reduced[on_sheet(total)], derive(run.record.seed, "map"))
-        folder.write_blocks(MAP, positions.shape, [positions])
+        if isinstance(folder, run_folder.LockedFolder):
+            folder.write_blocks(MAP, positions.shape, [positions])
     return positions
 
 
