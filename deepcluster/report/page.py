@@ -53,7 +53,6 @@ class RunData:
     """The content of a page. Cells are text, empty if there is no value."""
 
     result: Tables  # of the run
-    history: Sequence[Row]
     skipped: Sequence[Row]
     thumbnails: Thumbnails
     duplicates: Sequence[Row] | None = None  # None if duplicates were not searched for
@@ -156,7 +155,7 @@ def _run(data: RunData) -> Values:
         "facts": [(name, fact(key, entries[key])) for key, name in FACTS.items() if entries.get(key) not in (None, "")],
         "command": [words for words in re.split(" (?=-)", texts.retold(str(record.command or ""))) if words],
         "quality": texts.quality_text(data.result.quality) if data.result.quality else None,
-        "rounds": _rounds(data),
+        "rounds": _rounds(record.rounds or 0),
     }
 
 
@@ -169,10 +168,10 @@ def _kinds(summary: Sequence[Row]) -> str:
     return texts.plural(kinds, "kind") + (f" · {clusters}" if kinds != len(summary) else "")
 
 
-def _rounds(data: RunData) -> str:
-    if not data.history:
+def _rounds(rounds: int) -> str:
+    if not rounds:
         return "The network was used as it came: it was not trained on these images."
-    return f"The network was trained on these images in {texts.plural(len(data.history), 'round')}."
+    return f"The network was trained on these images in {texts.plural(rounds, 'round')}."
 
 
 def _clusters(data: RunData) -> Values:

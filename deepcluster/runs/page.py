@@ -106,7 +106,6 @@ def page_data(
     run = folder.place
     return RunData(
         result=outcome,
-        history=folder.read_rows("history.csv"),
         skipped=skipped_table(outcome.run.rows.images),
         duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
         sides=drawings.sides,

@@ -85,13 +85,9 @@ def records(**changes: Any) -> RunData:
     """Two clusters of 20 images and three rounds, with ``changes``."""
     rows = [row(f"{c}/{i:02}.png", c, distance=str(1 + i), margin=str(50 - i)) for c in (0, 1) for i in range(20)]
     run = {"images_count": 1797, "seconds": 3723.4, "seed": 12345, "device": None}
-    columns = ("round", "loss", "chance_loss", "nmi_previous", "changed", "largest_share")
-    history = [("0", "2", "2.3", "", "", "0.5"), ("1", "1", "2.3", "0.5", "0.4", "0.4")]
-    history.append(("2", "0", "2.3", "1", "0.2", "0.3"))
-    record = {"run": "holidays", "images": "Holidays", "base": "", "seed": 0} | changes.pop("run", run)
+    record = {"run": "holidays", "images": "Holidays", "base": "", "seed": 0, "rounds": 3} | changes.pop("run", run)
     arguments: dict[str, Any] = {"record": RunRecord.from_json(record), "facts": Facts(), "clusters": rows}
     arguments["thumbnails"] = thumbnails(changes.pop("picture", picture))
-    arguments["history"] = [dict(zip(columns, cells, strict=True)) for cells in history]
     arguments |= {"metrics": {}, "quality": None, "skipped": []} | changes
     if "summary" not in arguments:
         arguments["summary"] = summary_of(arguments["clusters"])

@@ -58,7 +58,7 @@ FIT = "fit {photos} -k 2 --backbone compact --image-size 16 --rounds 0 -q -o {he
 READERS = {
     **dict.fromkeys((CONFIG, WEIGHTS, CLUSTERS), (PREDICT, 4)),
     **{f"run/{name}": (REPORT, 5) for name in (
-        "run.json", "images.csv", "history.csv", "duplicates.csv", "map.npy", "nouns.csv", "thumbnails.webp",
+        "run.json", "images.csv", "duplicates.csv", "map.npy", "nouns.csv", "thumbnails.webp",
     )},
     "run/features.npy": (RECUT, 5),
     "run/residuals.npy": (RECUT, 5),
