@@ -127,23 +127,19 @@ def print_result(
     result = folder.read_json("result.json")
     record = folder.read_record()
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
-    page = folder.path / "report.html"
     if output.as_json:
         names = ("clusters", "images_count", "skipped_count")
         about = {name: result[name] for name in names} | {"rounds": record.rounds, "metrics": metrics or None}
         summary = summary or about
         print(json.dumps({"run": str(run), **summary}, indent=2))
     elif not output.quiet:
-        lines: list[str] = []
-        if command in ("fit", "recut"):
-            lines += _metric_lines({"clusters": result["clusters"], **metrics})
-        following = [*_next_commands(folder.path, record, result, command)]
-        following.append(f"open {page.absolute().as_uri()}   # the page as a file, to look at and to pass on")
-        lines += [f"{heading:9} {line}" for heading, line in zip_longest(["Next"], following, fillvalue="")]
-        for line in lines:
+        lines = _metric_lines({"clusters": result["clusters"], **metrics}) if command in ("fit", "recut") else ()
+        following = _next_commands(folder.path, record, result, command)
+        headed = (f"{heading:9} {line}" for heading, line in zip_longest(["Next"], following, fillvalue=""))
+        for line in (*lines, *headed):
             say(line)
     if output.open_:
-        open_page(page.absolute().as_uri())
+        open_page((run / "report.html").absolute().as_uri())
 
 
 def _next_commands(folder: Path, record: "RunRecord", result: Mapping[str, Any], command: str) -> Iterator[str]:
@@ -154,6 +150,7 @@ def _next_commands(folder: Path, record: "RunRecord", result: Mapping[str, Any],
         yield f"deepcluster recut {run} -k {others[0]}   # another number of clusters"
     if command != "update" and record.backbone != NO_NETWORK:
         yield f"deepcluster export {run} --to folders -o sorted   # a folder for every cluster"
+    yield f"open {(folder / 'report.html').absolute().as_uri()}   # the page as a file, to look at and to pass on"
 
 
 def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:

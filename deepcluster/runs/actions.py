@@ -240,15 +240,12 @@ def _moves(run: Run, change: Change) -> list[tuple[int, int, list[int]]]:
 def _faces(run: Run) -> list[tuple[int, int, list[int]]]:
     """Return number, size and some images of every cluster, the largest first."""
     order = run.placement.distance.argsort(stable=True)
-    order = order[run.clusters[order] >= 0]
-    order = order[run.clusters[order].argsort(stable=True)]
-    numbers, sizes = run.clusters[order].unique_consecutive(return_counts=True)
-    members = dict(zip(numbers.tolist(), order.split(sizes.tolist()), strict=True))
-    largest = sorted(members, key=lambda number: -len(members[number]))
-    places = {
-        number: torch.linspace(0, len(rows) - 1, min(MAX_FACES, len(rows))).long() for number, rows in members.items()
-    }
-    return [(number, len(members[number]), members[number][places[number]].tolist()) for number in largest]
+    cluster = run.clusters[order]
+    members = [(number, order[cluster == number]) for number in cluster.unique().tolist() if number >= 0]
+    return [
+        (number, len(rows), rows[torch.linspace(0, len(rows) - 1, min(MAX_FACES, len(rows))).long()].tolist())
+        for number, rows in sorted(members, key=lambda one: -len(one[1]))
+    ]
 
 
 CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
