@@ -175,7 +175,7 @@ def _rounds(rounds: int) -> str:
 
 
 def _clusters(data: RunData) -> Values:
-    ranked = sections.by_size(data.result.summary)
+    ranked = sorted(data.result.summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
     shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = ranked[MAX_CLUSTERS:]
     return {
@@ -210,29 +210,25 @@ def script_data(data: RunData, state: Mapping[str, Any] | None = None) -> str:
         "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,
         "originals": quote(data.originals, errors="surrogateescape") or None,
         "formulas": {guard: f"^{pattern.pattern}" for guard, pattern in FORMULA.items()},
-        "clusters": [
-            cluster(row)
-            | {"near": data.near.get(int(row["cluster"]), ()), "parts": _parts(data.parts.get(int(row["cluster"])))}
-            for row in data.result.summary
-        ],
+        "clusters": [_cluster(row, data) for row in data.result.summary],
         "images": _images(data) if chosen else None,
         "points": _points(data.positions[::every]) if data.positions is not None and chosen else None,
     }
     return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def cluster(row: Row) -> dict[str, Any]:
+def _cluster(row: Row, data: RunData) -> dict[str, Any]:
     """Return a row of the summary for the script."""
+    number = int(row["cluster"])
+    parts = data.parts.get(number)
     return {
-        "number": int(row["cluster"]),
+        "number": number,
         "name": texts.inert(row["name"]) if row["name"] != row["cluster"] else "",
         "size": int(row["size"]),
         "junk": row.get("junk") == "1",
+        "near": data.near.get(number, ()),
+        "parts": {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None,
     }
-
-
-def _parts(parts: Parts | None) -> dict[str, Any] | None:
-    return {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None
 
 
 def on_page(clusters: Sequence[Row]) -> tuple[list[int], int]:

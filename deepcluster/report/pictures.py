@@ -91,7 +91,7 @@ def on_sheet(images: int) -> list[int]:
     return list(range(0, images, sheet_step(images)))
 
 
-def tile(row: int, images: int) -> int:
+def slot_of(row: int, images: int) -> int:
     """Return the position of an image's picture on the sheet; -1 if it has none."""
     step = sheet_step(images)
     return row // step if row % step == 0 else -1
@@ -113,7 +113,7 @@ def tiny_pictures(images: Tensor, begin: int, total: int) -> Tensor:
     ``images`` (uint8, n x 3 x S x S) are the rows from ``begin`` on.
     """
     side = _side(images.shape[2], total)
-    pictures = [_tiny(image, side) for row, image in enumerate(images, begin) if tile(row, total) >= 0]
+    pictures = [_tiny(image, side) for row, image in enumerate(images, begin) if slot_of(row, total) >= 0]
     return torch.stack(pictures) if pictures else torch.empty(0)
 
 
@@ -133,7 +133,7 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
     across, side = columns(len(on_sheet(images))), _side_on(sheet, images)
 
     def picture(row: int) -> Image.Image | None:
-        slot = tile(row, images)
+        slot = slot_of(row, images)
         x, y = slot % across * side, slot // across * side
         image = mosaic.crop((x, y, x + side, y + side))
         distance = np.abs(np.asarray(image, np.int16) - GREY_LEVEL).max(2)

@@ -55,17 +55,6 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
     return [(table[int(i)], i in border) for i in (face, *(i for i in ranked if i in chosen))]
 
 
-def by_size(summary: Sequence[Row]) -> list[Row]:
-    """Return the rows of the summary, the largest cluster first."""
-    return sorted(summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
-
-
-def members_of(summary: Sequence[Row], clusters: Table) -> dict[str, Table]:
-    """Return the rows of the clusters in ``summary``."""
-    cluster = clusters.column("cluster").astype(np.int64)
-    return {row["cluster"]: clusters.at(np.flatnonzero(cluster == int(row["cluster"]))) for row in summary}
-
-
 def sections(
     shown: Sequence[Row],
     clusters: Table,
@@ -79,7 +68,8 @@ def sections(
     """
     noun_of = weighted_nouns(nouns)
     row_of = {path: row for row, path in enumerate(clusters.column("path"))}
-    members = members_of(shown, clusters)
+    cluster = clusters.column("cluster").astype(np.int64)
+    members = {row["cluster"]: clusters.at(np.flatnonzero(cluster == int(row["cluster"]))) for row in shown}
     chosen = [representatives(members[row["cluster"]], IMAGES_OF_CLUSTER, medoid=row["medoid_path"]) for row in shown]
     share = PICTURE_CHARACTERS * 3 // 4 // max(1, sum(map(len, chosen)))  # base64 writes 3 bytes as 4 characters
     return [
@@ -94,16 +84,16 @@ def sections(
             "labels": _frequent_labels(members[row["cluster"]]),
             "junk": row.get("junk") == "1",
             "hints": hints(members[row["cluster"]], noun_of),
-            "tiles": [
-                _tile(member, is_border, thumbnails, share) | {"row": row_of[member["path"]]}
-                for member, is_border in tiles
+            "pictures": [
+                _picture(member, is_border, thumbnails, share) | {"row": row_of[member["path"]]}
+                for member, is_border in faces
             ],
         }
-        for row, tiles in zip(shown, chosen, strict=True)
+        for row, faces in zip(shown, chosen, strict=True)
     ]
 
 
-def _tile(row: Row, is_border: bool, thumbnails: Thumbnails, share: int) -> Values:
+def _picture(row: Row, is_border: bool, thumbnails: Thumbnails, share: int) -> Values:
     """Return a picture of a cluster; ``source`` is a data URI, empty if the image could not be read again."""
     about = (
         short(row["path"].rpartition("/")[2], MAX_NAME),

@@ -37,8 +37,8 @@ from deepcluster.report.pictures import (
     on_sheet,
     pictures,
     pictures_on,
+    slot_of,
     thumbnails,
-    tile,
 )
 from deepcluster.runs.result import Outcome
 from deepcluster.runs.run import Run
@@ -256,7 +256,7 @@ def _sheet(folder: run_folder.LockedFolder, source: Source | None, used: Table) 
         if not sheet or (before := images_of_sheet(sheet)) == len(used):
             return sheet
         paths = used.column("path")
-        row_of = {paths[row]: row for row in on_sheet(len(used)) if row >= before or tile(row, before) < 0}
+        row_of = {paths[row]: row for row in on_sheet(len(used)) if row >= before or slot_of(row, before) < 0}
         more: dict[int, Tensor] = {}
         if source and (there := [i for i, path in enumerate(source.paths) if path in row_of]):
             added = source.rows(there)

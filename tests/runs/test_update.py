@@ -27,7 +27,7 @@ from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Source, find
 from deepcluster.recipes.presets import read_request
 from deepcluster.report import pictures
-from deepcluster.report.pictures import extended_sheet, on_sheet, pictures_on, sprite_sheet, tile, tiny_pictures
+from deepcluster.report.pictures import extended_sheet, on_sheet, pictures_on, slot_of, sprite_sheet, tiny_pictures
 from deepcluster.report.sections import IMAGES_OF_CLUSTER
 from deepcluster.runs.apply import apply
 from deepcluster.runs.change import undo
@@ -516,7 +516,7 @@ def test_a_longer_sheet_has_the_pictures_of_both(monkeypatch, most, before, afte
     monkeypatch.setattr(pictures, "MAX_PICTURES", most)
     images = drawings(11, size=32)[0][:after]
     sheet, whole = (sprite_sheet(tiny_pictures(images[:count], 0, count), count) for count in (before, after))
-    assert [row for row in on_sheet(after) if row < before and tile(row, before) < 0] == again
+    assert [row for row in on_sheet(after) if row < before and slot_of(row, before) < 0] == again
     new = [row for row in on_sheet(after) if row >= before]
     longer = [extended_sheet(sheet, after, {row: images[row] for row in rows}) for rows in ([*again, *new], new)]
     sheets = (Image.open(BytesIO(data)).convert("RGB") for data in (*longer, whole))
