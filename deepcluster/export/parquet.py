@@ -13,11 +13,11 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import needing
 from deepcluster.report.pictures import on_sheet
 from deepcluster.runs.page import positions_of
-from deepcluster.runs.result import describe
+from deepcluster.runs.result import clusters_table
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import run_folder
-from deepcluster.storage.content import COLUMNS, Table
+from deepcluster.storage.content import COLUMNS
 from deepcluster.storage.files import check_no_file, new_file
 
 EXPORTED_NEIGHBOURS = 10  # of an image
@@ -41,10 +41,16 @@ def parquet(run: Path, out: Path, *, display: Display = Silent()) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     check_no_file(out)
-    rows, features, map_positions = _read(run_folder.open_run(run))
+    folder = run_folder.open_run(run)
+    of_run = read_run(folder)
+    rows = clusters_table(of_run)
+    reduced = of_run.rows.reduced  # of the first rows; the others have NaN
+    features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (reduced.shape[1], 2))
+    features[: len(reduced)] = reduced.numpy()
+    map_positions[on_sheet(len(reduced))] = positions_of(folder, of_run)
     types = {str: pa.string(), int: pa.int32(), float: pa.float64(), bool: pa.bool_()}
     columns: dict[str, Any] = {}
-    with run_folder.open_run(run).as_disk_errors():
+    with folder.as_disk_errors():
         for column in (column for column in COLUMNS if column.name in rows.columns):
             value = _as_utf8 if column.kind is str else column.value
             # An empty name is a value (the cluster has no name); other empty cells are null.
@@ -59,17 +65,6 @@ def parquet(run: Path, out: Path, *, display: Display = Silent()) -> None:
     columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
     new_file(out, lambda file: pq.write_table(pa.table(columns), file))
     display.say("Exported", f"{len(rows):,} rows with {features.shape[1]} features to {out}")
-
-
-def _read(folder: run_folder.RunFolder) -> tuple[Table, Any, Any]:
-    """Return the rows of clusters.csv, their features and their positions on the map (NaN: none)."""
-    run = read_run(folder)
-    rows = Table.of(describe(run).clusters)
-    reduced = run.rows.reduced
-    features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (reduced.shape[1], 2))
-    features[: len(reduced)] = reduced.numpy()
-    map_positions[on_sheet(len(reduced))] = positions_of(folder, run)
-    return rows, features, map_positions
 
 
 def _neighbours(features: Tensor, progress: Callable[[int, int], None]) -> list[dict[str, list[Any]] | None]:
