@@ -26,7 +26,6 @@ from deepcluster.model import Model, Prediction
 from deepcluster.report.pictures import THUMBNAIL, pictures, thumbnails
 from deepcluster.runs import apply, recut, teach, views
 from deepcluster.runs.images import images_at_hand
-from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import read_run
 from deepcluster.runs.teach import Answer, Question
 from deepcluster.runtime.console import Display, Silent, Terminal, has_widgets
@@ -239,7 +238,7 @@ class OpenedRun(_Base):
         self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
         self.inertia_ = self._inertia(rows.reduced[clusters >= 0], clusters[clusters >= 0])
         self._cut = run.facts.cut
-        self.quality_ = estimated_quality(run.model, clusters, rows.fitted)
+        self.quality_ = run.quality
         self.n_iter_ = int(record.rounds or 0)
         self.history_ = [
             {name: int(cell) if cell.isdecimal() else float(cell or "nan") for name, cell in row.items()}

@@ -220,8 +220,6 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
     check_run(run_)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         from deepcluster.runs import teach as teaching
-        from deepcluster.storage.content import RESULT
-        from deepcluster.storage.run_folder import open_run
 
         if answers and answers.is_dir():
             from deepcluster.export.read_back import teach_folder
@@ -231,9 +229,8 @@ def teach(run_: flags.RunArgument, answers: Path | None = None, /, *, output: fl
             listed = teaching.read_answers(answers, terminal) if answers else ()
             made = teaching.teach(run_, listed, terminal, dry_run=output.dry_run)
     preview = made.to_json()
-    counts = {name: preview[name] for name in ("changed", "changes")} | {
-        "quality": open_run(run_).read_json(RESULT)["quality"]
-    }
+    quality = made.change.run.quality
+    counts = {"changed": preview["changed"], "changes": preview["changes"], "quality": quality}
     print_result(run_, output, "teach", preview, counts)
 
 

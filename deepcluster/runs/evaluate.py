@@ -11,7 +11,6 @@ from deepcluster.images import Images, find
 from deepcluster.images.true_labels import true_labels
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.predict import predict
-from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
@@ -49,8 +48,7 @@ def evaluate(
     folder = open_run(run)
     place = labels or folder.read_record().labels
     if place is None:
-        of_run = read_run(folder)
-        quality = estimated_quality(of_run.model, of_run.clusters, of_run.rows.fitted)
+        quality = read_run(folder).quality
         answers = f". Your answers say: {quality_text(quality)}" if quality else ""
         how = "--labels folders (also for the labels of a named data set), or a CSV file of path,label"
         raise UsageError(f"evaluate needs labels, and the fit had none: {how}{answers}")

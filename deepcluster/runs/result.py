@@ -13,7 +13,6 @@ from deepcluster.clustering.kmeans import means
 from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.tree import medoids_of
 from deepcluster.recipes.options import Recipe
-from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Rows, Run, placement_columns
 from deepcluster.runtime.console import Display
 from deepcluster.seeding import derive
@@ -43,7 +42,7 @@ def describe(run: Run) -> Outcome:
         clusters=clusters_table(run),
         summary=summary_rows(run),
         metrics=measures,
-        quality=estimated_quality(run.model, run.clusters, rows.fitted),
+        quality=run.quality,
         run=run,
     )
 

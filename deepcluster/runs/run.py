@@ -15,6 +15,7 @@ from deepcluster.model import Model
 from deepcluster.recipes.build import cut_sample
 from deepcluster.recipes.options import Recipe, read_toml
 from deepcluster.records import Clustering
+from deepcluster.runs.quality import estimated_quality
 from deepcluster.runtime.bounded import RUN
 from deepcluster.seeding import generator
 from deepcluster.storage import former, run_folder
@@ -102,6 +103,11 @@ class Run:
         rejected = torch.from_numpy(self.rows.images.used.column("reason") == REJECTED)
         rejected[[*self.model.placed]] = False
         return self.placement.cluster.masked_fill(rejected, -1)
+
+    @cached_property
+    def quality(self) -> dict[str, float] | None:
+        """The share of images in their right clusters, by answers; None without any."""
+        return estimated_quality(self.model, self.clusters, self.rows.fitted)
 
     @property
     def names(self) -> list[str]:

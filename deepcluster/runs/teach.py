@@ -17,7 +17,7 @@ from deepcluster.groups.spread import Labels, Taught, beliefs, followed, nodes_o
 from deepcluster.model import WORDS, Model, Said
 from deepcluster.runs.apply import MAX_NEW, rows_of
 from deepcluster.runs.change import Carried, Change, carry_out, decided, preview
-from deepcluster.runs.quality import estimated_quality, kinds_of, sampled, unpinned
+from deepcluster.runs.quality import kinds_of, sampled, unpinned
 from deepcluster.runs.run import Run, read_run
 from deepcluster.runtime.bounded import json_sha256
 from deepcluster.runtime.console import Display, Several
@@ -168,7 +168,7 @@ def taught_by(run: Run, answers: Sequence[Answer]) -> Change:
     text = plural(len(model.said), "answer")
     changes = preview(run, after)
     lines = {"Answers": "; ".join([text, *remarks]), "Changed": changes_text(changes, model)}
-    if quality := estimated_quality(model, after.clusters, run.rows.fitted):
+    if quality := after.quality:
         lines["Quality"] = quality_text(quality)
     if unnamed := [str(number) for number in cluster.unique().tolist() if not model.names[number]]:
         have = "has" if len(unnamed) == 1 else "have"

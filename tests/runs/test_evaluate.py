@@ -75,7 +75,7 @@ def test_labels_of_a_table_need_no_images(run, tmp_path, evaluated, ends, monkey
     change_record(run, labels=None)
     ends(["evaluate", run], 2)
     quality = {"share": 0.9, "low": 0.71, "high": 0.97, "right": 27, "drawn": 30}
-    monkeypatch.setattr("deepcluster.runs.evaluate.estimated_quality", lambda *_: quality)
+    monkeypatch.setattr("deepcluster.runs.run.estimated_quality", lambda *_: quality)
     assert "71 to 97" in ends(["evaluate", run], 2)
 
 
