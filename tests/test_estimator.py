@@ -258,7 +258,7 @@ def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
     changing = DeepCluster(n_clusters=3).fit(digits)
     first = changing.run_
     assert not hasattr(clone(changing), "labels_")
-    changing.recut(5).set_params(**UNTRAINED).fit(three_kinds())
+    changing.set_params(**UNTRAINED).fit(three_kinds())
     assert same(changing, untrained)
     assert changing.n_clusters_ == 3 and not hasattr(changing, "n_features_in_") and not first.exists()
 
