@@ -282,14 +282,7 @@ def test_the_last_edits_are_taken_back_and_one_file_changes(five_clusters, tmp_p
     assert '"next":601,' in (five_clusters / "report.html").read_text()
     assert "601" in ends(["apply", five_clusters, edits], 2)
     ends(["apply", five_clusters, "--undo", "2"], 2)
-    # A recut keeps the kinds, and can be taken back.
-    before = contents(five_clusters)
-    assert "2 clusters have names or answers" in ends(["recut", five_clusters, "-k", "1"], 2)
-    assert contents(five_clusters) == before
     assert "--undo" in prints("recut", five_clusters, "-k", "2")
-    assert {row["name"] for row in rows(five_clusters / "cluster_summary.csv")} == {"a", "b"}
-    prints("apply", five_clusters, "--undo")
-    assert same() == once
     prints("apply", five_clusters, "--undo", "all")
     assert same() == first
     ends(["apply", five_clusters, "--undo"], 2)
