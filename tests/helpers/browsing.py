@@ -56,6 +56,10 @@ def shown_part(page: Any) -> list[str]:
     return [part.get_attribute("id") for part in page.locator("main > .part").all() if part.is_visible()]
 
 
+def titles(places: Any) -> list[str]:
+    return [place.get_attribute("title") for place in places.all()]
+
+
 class Cards:
     """The cards of the clusters, and the words at the bottom of the page."""
 
@@ -117,9 +121,6 @@ class Check:
         )
         self.offered = page.locator("#merge-list button")
 
-    def paths(self) -> list[str]:
-        return [tile.get_attribute("title") for tile in self.tiles.all()]
-
     def ask_where(self) -> None:
         self.page.locator("#images [data-ticked=move]").click()
 
@@ -128,11 +129,6 @@ class Check:
         self.ask_where()
         self.page.locator("#merge-filter").fill(name)
         self.page.keyboard.press("Enter")
-        self.has_focus()
-
-    def move_to_first(self) -> None:
-        self.ask_where()
-        self.offered.first.click()
         self.has_focus()
 
     def has_focus(self) -> None:
@@ -167,12 +163,9 @@ class Teach:
         self.about.get_by_text("now in").wait_for()
         return self.about.inner_text().partition(" · ")[0]
 
-    def offers(self, place: Any) -> list[str]:
-        return [button.get_attribute("title") for button in place.all()]
-
     def answer(self, name: str) -> None:
         """By a digit if the name is among the likely ones."""
-        names = self.offers(self.likely)
+        names = titles(self.likely)
         if name in names:
             return self.page.keyboard.press(str(names.index(name) + 1))
         self.page.keyboard.press("n")

@@ -22,7 +22,18 @@ from deepcluster.runs.views import report as write_report
 from deepcluster.runtime.tables import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits
 from deepcluster.texts import inert
-from tests.helpers.browsing import TIMEOUT_MS, Cards, Check, Teach, enter, first_number, opened, press, shown_part
+from tests.helpers.browsing import (
+    TIMEOUT_MS,
+    Cards,
+    Check,
+    Teach,
+    enter,
+    first_number,
+    opened,
+    press,
+    shown_part,
+    titles,
+)
 from tests.helpers.names import FORMULAS, HARMLESS
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
@@ -153,7 +164,7 @@ def test_a_small_run(copied: Path, browser: Any, tmp_path: Path) -> None:
         assert_only_looking(page)
         assert first_number(page.locator("#selected")) == len(table)
         tiles = page.locator("#selected-grid .tile-of[aria-selected=true]")
-        assert HOSTILE[0] in [tile.get_attribute("title") for tile in tiles.all()]
+        assert HOSTILE[0] in titles(tiles)
         assert 0 < len(lasso(page, 0.5, tmp_path / "half.csv")) < len(table)
 
         # A point tells what it is; hostile names are text everywhere.
@@ -216,7 +227,7 @@ def test_all_images_of_a_cluster_are_one_click_away(run: Path, browser: Any) -> 
     with opened(browser, run / "report.html", originals=2) as page:
         assert page.locator("#cluster-0 .all").inner_text() == f"All {len(of_largest)} images"
         images = Cards(page).all_images(0)
-        assert sorted(images.paths()) == sorted(nearest)
+        assert sorted(titles(images.tiles)) == sorted(nearest)
         # By keys: walk, select, extend, enlarge, leaf, and back.
         press(page, "End", "Home", "ArrowRight", "Space", "Shift+ArrowRight")
         assert first_number(page.locator("#images .ticked-count")) == 2
@@ -231,7 +242,7 @@ def test_all_images_of_a_cluster_are_one_click_away(run: Path, browser: Any) -> 
         assert page.locator("#alike li").count() == 8
         page.keyboard.press("Escape")
         page.locator("#images-order").select_option("far")
-        assert images.paths()[0] == nearest[-1]
+        assert titles(images.tiles)[0] == nearest[-1]
         page.keyboard.press("Escape")
         Cards(page).has_focus(0)
         assert not page.locator("#images").is_visible()
@@ -251,7 +262,7 @@ def test_a_list_of_the_server_has_all_images_although_the_page_has_a_sample(
         page.evaluate("document.querySelector('#images').style.width = '100vw'")
         images = Cards(page).all_images(0)
         page.locator(f"#images-grid .tile-of[title='{own[0]['path']}']").wait_for()
-        assert sorted(images.paths()) == sorted(row["path"] for row in own)
+        assert sorted(titles(images.tiles)) == sorted(row["path"] for row in own)
         assert not page.locator("#images-sample").is_visible()
         page.locator("#images-order").select_option("far")
         farthest = max(own, key=lambda row: float(row["distance"]))["path"]
@@ -314,7 +325,7 @@ def test_an_edit_is_one_request_and_what_was_typed_stays_if_it_is_refused(copied
         refused()
         # A list stays open with its moves, until they are made.
         images = cards.all_images(0)
-        moved = [images.paths()[place] for place in (1, 3)]
+        moved = [titles(images.tiles)[place] for place in (1, 3)]
         for place in (1, 3):
             images.tiles.nth(place).locator(".tick").click(force=True)
         images.move_to("new ones")
@@ -329,7 +340,9 @@ def test_an_edit_is_one_request_and_what_was_typed_stays_if_it_is_refused(copied
         # Out to a new cluster and back: nothing to do.
         cards.all_images(0)
         page.keyboard.press("Space")
-        images.move_to_first()
+        images.ask_where()
+        images.offered.first.click()
+        images.has_focus()
         page.locator("#images-undo").click()
         page.keyboard.press("Escape")
         cards.has_focus(0)
@@ -468,7 +481,9 @@ def test_the_page_speaks_the_language_of_the_browser(run: Path, copied: Path, br
         assert (sent[0]["merge"], sent[1]["names"]) == ([[1, 2]], {"1": "雏菊"})
         images = cards.all_images(1)
         page.keyboard.press("Space")
-        images.move_to_first()
+        images.ask_where()
+        images.offered.first.click()
+        images.has_focus()
         page.keyboard.press("Enter")
         page.locator("#one-original").wait_for()
         assert is_chinese(page)
@@ -513,7 +528,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         cards, title = Cards(page), page.locator("#one-title")
         images = cards.all_images(0)
         page.locator("#images-order").select_option("far")
-        far = images.paths()[:5]
+        far = titles(images.tiles)[:5]
         page.locator("#images-grid [role=listbox]").focus()
         press(page, "ArrowRight", "Space")
         images.ask_where()
@@ -523,7 +538,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         page.locator("#merge-filter").fill("")
         page.locator("#merge-list").get_by_text("Cluster 2", exact=True).click()
         images.moved.get_by_text("1 image will move to cluster 2 ").wait_for()
-        assert images.paths()[0] == far[0] and page.locator("#images-order").input_value() == "far"
+        assert titles(images.tiles)[0] == far[0] and page.locator("#images-order").input_value() == "far"
         page.keyboard.press("1")  # the next picture, to the same cluster
         page.locator("#images .tile-of.at").and_(page.locator(f'[title="{far[3]}"]')).wait_for()
         press(page, "1", "Control+z", "Enter")
@@ -695,7 +710,7 @@ def test_images_of_another_kind_are_named_with_their_cluster(copied: Path, brows
         assert teach.title.inner_text() == "What are the ticked images?"
         enter(page, "odd")
         teach.sees("What is this cluster?")
-        assert faces.count() > 1 and not {*teach.offers(faces)} & {*odd}
+        assert faces.count() > 1 and not {*titles(faces)} & {*odd}
         enter(page, "first")
         teach.sees("2 without a name")
         for face in faces.all():
@@ -704,7 +719,7 @@ def test_images_of_another_kind_are_named_with_their_cluster(copied: Path, brows
         enter(page, "second")
         teach.sees("1 without a name")
         paths = [row["path"] for row in table_of(copied)]
-        third, likely = teach.number(), teach.offers(teach.kinds)
+        third, likely = teach.number(), titles(teach.kinds)
         # First letters complete a name in use; another letter goes on, and a digit is the name of a likely kind.
         assert sorted(likely) == ["first", "second"]
         for typed, value in (("f", "first"), ("a", "fa"), ("Backspace", "f"), ("Backspace", ""), ("S", "Second")):
@@ -714,7 +729,7 @@ def test_images_of_another_kind_are_named_with_their_cluster(copied: Path, brows
         faces.first.click()
         press(page, str(likely.index("second") + 1))  # of the ticked image
         teach.sees("What is this cluster?")
-        left = [paths.index(path) for path in teach.offers(faces)]
+        left = [paths.index(path) for path in titles(faces)]
         with page.expect_request("**/preview") as request:
             press(page, "s", "Shift+Enter")
             teach.sees("would move")
@@ -744,7 +759,7 @@ def test_of_too_many_images_some_are_asked_about_and_refused_answers_stay(
         assert step.inner_text() == "Questions 0 answers" and "too many to check" in step.get_attribute("title")
         step.click()
         teach.is_asked()
-        assert sorted(teach.offers(teach.likely)) == ["first", "twins"]
+        assert sorted(titles(teach.likely)) == ["first", "twins"]
         page.keyboard.press("1")
         teach.has_answers(1)
         page.get_by_role("button", name="What follows").click()
@@ -768,7 +783,7 @@ def test_doubtful_images_of_one_kind_after_another_are_checked(copied: Path, bro
         check.title.get_by_text("Cluster 0").wait_for()
         assert check.about.inner_text() == "2 left to check" and targets.count() == 1  # kinds
         for is_last, kind in enumerate((["0"], ["1", "2"])):
-            moved.append(check.paths()[0])
+            moved.append(titles(check.tiles)[0])
             own = [float(row["margin"]) for row in before.values() if row["cluster"] in kind]
             assert float(before[moved[-1]]["margin"]) == min(own)
             check.tiles.first.click(position={"x": 40, "y": 40})  # not on its corner alone

@@ -390,23 +390,6 @@ def test_rows_of_features_get_the_next_numbers_and_count_once(many_features, tmp
     assert (run / "report.html").read_bytes() == page
 
 
-def test_a_name_of_another_place_is_another_image(tmp_path):
-    given = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
-    for name, these in (("a", given[:40]), ("b", given[40:])):
-        (tmp_path / name).mkdir()
-        np.save(tmp_path / name / "f.npy", these)
-        (tmp_path / name / "f.txt").write_text("\n".join(f"{i}.jpg" for i in range(len(these))))
-        for i in range(len(these)):
-            (tmp_path / name / f"{i}.jpg").touch()  # without files the paths are ids
-    run = fit(tmp_path / "a/f.npy", Request(features=True, out=tmp_path / "run", n_clusters=3)).path
-    assert update(run, str(tmp_path / "b/f.npy")).added == 20
-    paths = [row["path"] for row in used(run)]
-    assert len(set(paths)) == 60 and paths[40] == "../b/0.jpg"
-    for name in ("a", "b"):  # other features of a file that the run has
-        np.save(tmp_path / name / "f.npy", np.load(tmp_path / name / "f.npy") + 1)
-        assert update(run, str(tmp_path / name / "f.npy")).added == 0
-
-
 def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(photos, tmp_path):
     for folder, seed in (("a", 1), ("b", 2)):
         images = sorted(save_drawings(tmp_path / "png" / folder, 8, seed=seed).rglob("*.png"))
