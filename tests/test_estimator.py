@@ -244,16 +244,6 @@ def test_parameters_for_images_are_refused_with_features(name, given, digits):
         DeepCluster(n_clusters=3).set_params(**given).fit(digits)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_few_rows_of_features_are_grouped(count, digits):
-    for n_clusters in ("auto", count):
-        ours = DeepCluster(n_clusters=n_clusters).fit(digits[:count])
-        assert np.array_equal(ours.predict(digits[:count]), ours.labels_)
-    assert ours.n_clusters_ == count
-    with pytest.raises(DataError):
-        DeepCluster(n_clusters=count + 1).fit(digits[:count])
-
-
 def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
     changing = DeepCluster(n_clusters=3).fit(digits)
     first = changing.run_

@@ -119,14 +119,14 @@ def test_a_move_is_the_last_answer_about_an_image() -> None:
 
 def test_millions_of_numbers_take_no_quadratic_work():
     """The 4 MB that are read hold two million numbers: a comparison of each pair would take an hour."""
-    count = 100_000
+    count = 30_000
     begin = time.process_time()
     with pytest.raises(UsageError, match="cluster 0"):
         moving(tiny_model(names=("",) * count), merge=((*range(count), 0),))
     before = torch.arange(count).repeat(3)
     heir = heirs(before, (before + 1) % count, mutual=True)
     assert (heir[0], heir[count - 1]) == (1, 0)
-    assert time.process_time() - begin < 200
+    assert time.process_time() - begin < 20
 
 
 def test_a_split_by_hand() -> None:
