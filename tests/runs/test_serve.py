@@ -88,6 +88,8 @@ def test_nothing_gets_in(run: Path, monkeypatch: pytest.MonkeyPatch):
         for action in ("export", "read", "open"):
             status, text = ask(address, action, json.dumps({"version": now, "sorting": sorting}).encode())
             assert status == 409, (action, sorting, text)
+    for action in ("read", "open"):  # where nothing was sorted
+        assert "sort into it first" in answer(address, action, now, sorting={"name": "elsewhere"})[1]["error"]
     assert not opened
     for k in (0, 1, -1, 501, 10**9, 10**400, "3", "auto", True, 3.0, None, [3], {}):
         status, error = answer(address, "recut", now, k=k)
