@@ -48,9 +48,7 @@ class Placing(nn.Module):
         self.network = model.network  # registered as a part of this module
         centroids = model.cut.centroids.double()
         self.centroids = centroids.T.contiguous()
-        self.count = (
-            model.cut.count
-        )  # here: in ``forward`` it would be a tensor's value, which torch exports by a detour
+        self.count = model.cut.count  # in ``forward`` the value of a tensor, which torch exports by a detour only
         self.lengths = centroids.square().sum(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

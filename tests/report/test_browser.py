@@ -22,18 +22,7 @@ from deepcluster.runs.views import report as write_report
 from deepcluster.runtime.tables import FORMULA, PATH, TEXT, guarded
 from deepcluster.storage.edits_file import Edits
 from deepcluster.texts import inert
-from tests.helpers.browsing import (
-    TIMEOUT_MS,
-    Cards,
-    Check,
-    Teach,
-    enter,
-    first_number,
-    opened,
-    press,
-    shown_part,
-    titles,
-)
+from tests.helpers.browsing import Cards, Check, Teach, enter, first_number, opened, press, shown_part, titles
 from tests.helpers.names import FORMULAS, HARMLESS
 from tests.helpers.report import page as page_of
 from tests.helpers.report import row
@@ -829,9 +818,8 @@ def test_a_file_leads_the_browser_to_the_server(copied: Path, browser: Any) -> N
     address = serving(copied)
     with redirecting(copied, address) as file:
         page = browser.new_page()
-        page.set_default_timeout(TIMEOUT_MS)
         page.goto(file.as_uri())
-        page.wait_for_url(address)
+        page.wait_for_url(address, timeout=60_000)
         page.close()
 
 
