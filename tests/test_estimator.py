@@ -112,11 +112,9 @@ def test_the_attributes_of_a_fit(trained):
     assert trained.paths_[:2] == ["0", "1"] and not hasattr(trained, "n_features_in_")
 
     assert np.array_equal(trained.predict(images), trained.labels_)
-    assert np.array_equal(trained.transform(images), trained.embedding_)
     to_own = trained.embedding_ - trained.cluster_centers_[trained.labels_]
     assert trained.inertia_ == pytest.approx((to_own**2).sum(), rel=1e-5)
     assert trained.score(images) == -trained.inertia_
-    assert np.array_equal(trained.predict(images[40:]), trained.labels_[40:])
 
 
 # ---- forms of images ------------------------------------------------------------------------------------------------
@@ -209,7 +207,6 @@ def test_features_have_the_paths_of_their_pictures(digits, of_features, tmp_path
 
 
 def test_all_methods_take_features(digits, of_features, tmp_path):
-    assert np.array_equal(of_features.transform(digits), of_features.embedding_)
     assert of_features.score(digits) == -of_features.inertia_
     placed = of_features.place(digits)
     assert np.array_equal(placed, of_features.place()) and placed["path"][:2].tolist() == ["0", "1"]
@@ -247,21 +244,11 @@ def test_parameters_for_images_are_refused_with_features(name, given, digits):
         DeepCluster(n_clusters=3).set_params(**given).fit(digits)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_few_rows_of_features_are_grouped(count, digits):
-    for n_clusters in ("auto", count):
-        ours = DeepCluster(n_clusters=n_clusters).fit(digits[:count])
-        assert np.array_equal(ours.predict(digits[:count]), ours.labels_)
-    assert ours.n_clusters_ == count
-    with pytest.raises(DataError):
-        DeepCluster(n_clusters=count + 1).fit(digits[:count])
-
-
 def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
     changing = DeepCluster(n_clusters=3).fit(digits)
     first = changing.run_
     assert not hasattr(clone(changing), "labels_")
-    changing.recut(5).set_params(**UNTRAINED).fit(three_kinds())
+    changing.set_params(**UNTRAINED).fit(three_kinds())
     assert same(changing, untrained)
     assert changing.n_clusters_ == 3 and not hasattr(changing, "n_features_in_") and not first.exists()
 
@@ -330,13 +317,6 @@ class Pooled(torch.nn.Linear):
 
     def forward(self, images):
         return self.change(super().forward(images.mean((2, 3))))
-
-
-@pytest.mark.filterwarnings("ignore:training has collapsed")  # nine weights
-def test_features_of_a_module_in_float64_are_made_float32():
-    given = QUICK | {"recipe": "classic", "options": {"precision": "fp32", "pseudo_labels": 6}}
-    ours = DeepCluster(**given, backbone=Pooled(torch.Tensor.double)).fit(three_kinds())
-    assert ours.embedding_.dtype == np.float32 and np.array_equal(ours.predict(three_kinds()), ours.labels_)
 
 
 @pytest.fixture(scope="module")
@@ -431,15 +411,14 @@ def test_wrong_parameters_are_named_by_fit(given, message, digits, tmp_path, mon
 # ---- copies and files -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("copied", [lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy])
-def test_a_copy_stands_alone(copied, digits, of_features, of_module):
-    original = copied(of_features)
+def test_a_copy_stands_alone(digits, of_features, of_module):
+    original = copy.deepcopy(of_features)
     labels = original.labels_
-    other = copied(original)
+    other = pickle.loads(pickle.dumps(original))
     assert other.get_params() == original.get_params() and other.run_ != original.run_
     assert same(other, original) and other.n_features_in_ == 64
     assert np.array_equal(other.predict(digits), labels) and other.score(digits) == original.score(digits)
-    assert np.array_equal(other.recut(5).labels_, copied(original).recut(5).labels_)
+    assert np.array_equal(other.recut(5).labels_, copy.deepcopy(original).recut(5).labels_)
     assert np.array_equal(original.labels_, labels)
     temporary = original.run_.parent
     del original
@@ -448,7 +427,8 @@ def test_a_copy_stands_alone(copied, digits, of_features, of_module):
     assert np.array_equal(other.recut(3).labels_, labels)
 
     assert clone(of_module).backbone is not of_module.backbone
-    assert np.array_equal(copied(of_module).predict(three_kinds()), of_module.labels_)
+    for copied in (copy.deepcopy(of_module), pickle.loads(pickle.dumps(of_module))):
+        assert np.array_equal(copied.predict(three_kinds()), of_module.labels_)
 
 
 def test_a_pickle_names_no_class_but_the_estimators(trained):
@@ -559,11 +539,11 @@ class Returns(CrossEntropy):
 
 WRONG_LABELS = (
     lambda labels: labels[:-1], lambda labels: labels.int(), lambda labels: labels - 1, lambda labels: labels + 1,
-    lambda labels: None, lambda labels: labels.tolist(),
+    lambda labels: labels.tolist(),
 )  # fmt: skip
 WRONG_LOSSES = (
-    lambda loss, figure: loss, lambda loss, figure: (loss, figure, figure), lambda loss, figure: (loss, 0.5),
-    lambda loss, figure: (loss.expand(3), figure), lambda loss, figure: (loss.detach(), figure),
+    lambda loss, figure: loss, lambda loss, figure: (loss, 0.5), lambda loss, figure: (loss.expand(3), figure),
+    lambda loss, figure: (loss.detach(), figure),
 )  # fmt: skip
 
 
@@ -571,7 +551,6 @@ WRONG_LOSSES = (
     ("step", "message"),
     [
         *(({"clustering": labels_become(change)}, r"Clustering.* 40 rows") for change in WRONG_LABELS),
-        ({"clustering": lambda *arguments, **named: None}, "Clustering"),
         ({"clustering": lambda *arguments, **named: 2 * Tree()(*arguments, **named)}, "Clustering"),
         *(({"loss": Returns(change)}, "two tensors") for change in WRONG_LOSSES),
         ({"optimizer": lambda parameters: None}, "torch.optim.Optimizer"),
@@ -598,7 +577,6 @@ QUICK_CHECKS = {
     "check_methods_sample_order_invariance",
     "check_n_features_in_after_fitting",
     "check_no_attributes_set_in_init",
-    "check_transformer_general",
 }
 # Asked of scikit-learn's own estimators only.
 MORE = (

@@ -48,6 +48,7 @@ class Placing(nn.Module):
         self.network = model.network  # registered as a part of this module
         centroids = model.cut.centroids.double()
         self.centroids = centroids.T.contiguous()
+        self.count = model.cut.count  # in ``forward`` the value of a tensor, which torch exports by a detour only
         self.lengths = centroids.square().sum(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,7 +61,7 @@ class Placing(nn.Module):
         rows = reduced.double()  # the formula of groups.cut.distances_to
         squares = rows.square().sum(1, keepdim=True) + self.lengths - 2 * (rows @ self.centroids)
         distances = squares.masked_fill(squares < SAME, 0).float().sqrt()
-        by_cluster = torch.full((rows.shape[0], cut.count), torch.inf)
+        by_cluster = torch.full((rows.shape[0], self.count), torch.inf)
         by_cluster = by_cluster.scatter_reduce(1, cut.cluster_of.expand(rows.shape[0], -1), distances, "amin")
         centred = outliers.prepare(features) - outliers.means.unsqueeze(1)  # 2 x N x D
         residual = outside(centred, centred @ outliers.directions).amax(0)

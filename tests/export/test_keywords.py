@@ -139,7 +139,7 @@ def test_no_other_keyword_is_lost_or_hidden_and_twice_changes_nothing(kind, tagg
         call("-o", tagged / "none.jpg.xmp", "-XMP-dc:Subject=Old", "-XMP-xmp:Rating=4")
     before, images = lists(tagged, "jpg"), {file: file.read_bytes() for file in tagged.glob("*.jpg")}
     files: list[dict[str, bytes]] = []
-    for turn, (word, other) in enumerate((("owl", "dog"), ("owl", "dog"), ("dog", "owl"), ("owl", "dog"))):
+    for turn, (word, other) in enumerate((("dog", "owl"), ("owl", "dog"), ("owl", "dog"))):
         clusters = {file.name: int(file.name == "unnamed.jpg") for file in images}
         keywords(hand_run(tmp_path / f"{turn}", str(tagged), clusters, names={0: word}), tmp_path / f"{turn}.csv")
         call("-@", tmp_path / f"{turn}{'-sidecars' * bool(kind)}.args")
@@ -151,7 +151,7 @@ def test_no_other_keyword_is_lost_or_hidden_and_twice_changes_nothing(kind, tagg
                 assert not lost and has & {word, f"deepcluster/{word}"}, name
                 assert f"deepcluster/{other}" not in has and (other not in has or ("flat", "owl") in OTHERS[name]), name
         files.append({name: (tagged / name).read_bytes() for name in now})
-    assert files[0] == files[1] == files[3] != files[2]
+    assert files[0] != files[1] == files[2]
     if kind:
         assert all(file.read_bytes() == content for file, content in images.items()) and len(now) == len(OTHERS)
         assert call("-s3", "-Rating", "-XMP-dc:Subject", tagged / "none.jpg.xmp").split() == ["4", "Old,", "owl"]

@@ -13,18 +13,13 @@ from deepcluster.runs.apply import apply
 from deepcluster.runs.recut import recut
 from deepcluster.runs.views import report
 from deepcluster.storage.edits_file import Edits
+from tests.helpers.browsing import TIMEOUT_MS, Cards, press, shown_part
 from tests.helpers.report import Page
 from tests.helpers.serving import serving
-from tests.report import test_browser as browsers
 
-browser = browsers.browser
-pytestmark = browsers.pytestmark
-
-SIZES = [{"width": 1280, "height": 900}, {"width": 390, "height": 844}]
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22a", "wcag22aa", "best-practice", "experimental"]
-# Of all rules only the one of contrast sees colours.
-ALL, CONTRAST = {"type": "tag", "values": TAGS}, {"type": "rule", "values": ["color-contrast"]}
-RUN_AXE = """async rules => (await axe.run({runOnly: rules, resultTypes: ["violations"]})).violations
+RUN_AXE = """async tags => (await axe.run({runOnly: tags, resultTypes: ["violations"]})).violations
   .flatMap(({id, nodes}) => nodes.map(({target}) => `${id}: ${target}`))"""
 
 
@@ -49,9 +44,9 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     contexts = []
 
     def opened(address: str, **options: Any) -> Any:
-        contexts.append(browser.new_context(**{"viewport": SIZES[0], **options}))
+        contexts.append(browser.new_context(**{"viewport": DESKTOP, **options}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(browsers.TIMEOUT_MS)
+        page.set_default_timeout(TIMEOUT_MS)
         page.goto(address)
         return page
 
@@ -72,7 +67,7 @@ def parts(page: Any) -> Iterator[str]:
 
 def dialogs(page: Any) -> Iterator[str]:
     """Show each dialog of the served page, whose clusters have no names yet."""
-    card = page.locator("#cluster-0")
+    cards, card = Cards(page), page.locator("#cluster-0")
     for opener in ("#help-open", "#into-folders", "#number-open"):
         page.locator(opener).click()
         if opener == "#number-open":
@@ -82,25 +77,22 @@ def dialogs(page: Any) -> Iterator[str]:
     card.locator("[data-row]").first.click()
     yield "one image"
     page.keyboard.press("Escape")
-    card.locator(".all").click()
-    page.locator("#images-grid .tile-of").first.wait_for()
+    images = cards.all_images(0)
     page.keyboard.press("Space")
     yield "all images, one of them selected"
-    page.locator("#images [data-ticked=move]").click()
+    images.ask_where()
     yield "move to"
-    browsers.press(page, "Escape", "Escape")
+    press(page, "Escape", "Escape")
     card.locator(".menu summary").click()
     yield "the menu"
+    card.locator(".menu summary").click()
     for act in ("check", "merge", "split"):
-        card.locator(f"[data-act={act}]").click()
+        cards.from_menu(0, act)
         yield act
         page.keyboard.press("Escape")
-        if act != "split":
-            card.locator(".menu summary").click()
     for number in (2, 3):
-        page.locator(f"#cluster-{number} .title").fill("stripes")
-        page.locator(f"#cluster-{number} .title").press("Enter")
-        page.locator("#told").get_by_text(f"Cluster {number}").wait_for()
+        cards.name(number, "stripes")
+        cards.hears(f"Cluster {number}")
     page.locator(".kind").wait_for()
     yield "a kind"
     page.locator("#history-open").click()
@@ -131,13 +123,12 @@ def asked(page: Any) -> None:
 
 
 def violations(page: Any) -> list[str]:
-    """Return the nodes that violate a rule of axe, on the desktop and on a phone, in light and dark colours."""
+    """Return the nodes that violate a rule of axe: in light colours on a desktop, and in dark ones on a phone."""
     found = []
-    for size in SIZES[::-1]:
+    for size, scheme in ((PHONE, "dark"), (DESKTOP, "light")):
         page.set_viewport_size(size)
-        for scheme, rules in (("dark", CONTRAST), ("light", ALL)):
-            page.emulate_media(color_scheme=scheme)
-            found += [f"{size['width']} px, {scheme}: {each}" for each in page.evaluate(RUN_AXE, rules)]
+        page.emulate_media(color_scheme=scheme)
+        found += [f"{size['width']} px, {scheme}: {each}" for each in page.evaluate(RUN_AXE, TAGS)]
     return found
 
 
@@ -159,10 +150,10 @@ FOCUSED = "document.activeElement.id || document.activeElement.alt"
 def test_keys_reach_the_clusters_and_their_pictures_and_come_back(run: Path, open_page: Callable[..., Any]) -> None:
     page = open_page((run / "report.html").as_uri())
     page.get_by_role("tab", name="Map").click()
-    browsers.press(page, "Shift+Tab")
+    press(page, "Shift+Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
-    assert browsers.shown_part(page) == ["clusters"] and page.evaluate(FOCUSED) == "cluster-list"
+    assert shown_part(page) == ["clusters"] and page.evaluate(FOCUSED) == "cluster-list"
     faces = page.locator("#cluster-0 .sheet img")
     paths = [face.get_attribute("alt") for face in faces.all()]
     page.locator("#cluster-0 .all").focus()
@@ -182,7 +173,7 @@ STYLE = "(place, name) => getComputedStyle(place, name.startsWith('animation') ?
 
 
 def test_a_phone_has_all_words_and_forced_colours_show_the_choice(address: str, open_page: Callable[..., Any]) -> None:
-    page = open_page(address, viewport=SIZES[1], forced_colors="active", reduced_motion="reduce")
+    page = open_page(address, viewport=PHONE, forced_colors="active", reduced_motion="reduce")
     chosen, other = (page.get_by_role("tab", selected=is_chosen).first for is_chosen in (True, False))
     lines = [tab.evaluate(STYLE, "borderBottomColor") for tab in (chosen, other, page.locator("html"))]
     assert lines[0] != lines[1] == page.evaluate("getComputedStyle(document.body).backgroundColor")

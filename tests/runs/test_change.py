@@ -140,7 +140,7 @@ def undrawn(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def a_change(run: Path, random: Random) -> str:
     """Make a change at random that a person may make, and return its kind."""
     model = read_run(open_run(run)).model
-    present = model.cut.cluster_of.unique().tolist()
+    present = sorted(numbers(run))
     one, other = random.choice(present), random.choice(present)
     images = random.sample(range(60), 3)
     free = len(model.names)
@@ -170,13 +170,20 @@ def a_change(run: Path, random: Random) -> str:
     return kind
 
 
+def numbers(run: Path) -> set[int]:
+    return {*read_run(open_run(run)).model.cut.cluster_of.tolist()}
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_undo_and_redo_are_the_identity_and_no_number_is_given_twice(undrawn: Path, seed: int) -> None:
     random = Random(seed)
-    given = 0
+    given = len(read_run(open_run(undrawn)).model.names)
     for _ in range(6):
+        before = numbers(undrawn)
         kind = a_change(undrawn, random)
         after = state(undrawn)
+        new = numbers(undrawn) - before - {*range(6 if kind == "recut" else 0)}
+        assert min(new, default=given) >= given, "no number is given twice"
         assert len(read_run(open_run(undrawn)).model.names) >= given, "numbers that were given stay given"
         given = len(read_run(open_run(undrawn)).model.names)
         done = len(history(open_run(undrawn))[0])

@@ -32,7 +32,6 @@ from deepcluster.recipes.options import Recipe
 from deepcluster.runs import teach as teaching
 from deepcluster.runs.apply import apply, rows_of
 from deepcluster.runs.change import preview, undo
-from deepcluster.runs.promote import promote
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.recut import cut_anew, recut
 from deepcluster.runs.run import Run, read_run
@@ -227,11 +226,6 @@ def test_a_run_is_taught_by_commands_and_predict_follows(made, run, tmp_path, pr
     assert placed(run) == clusters and len(read_run(open_run(run)).model.names) == 6  # no other cluster gets the number
 
 
-def test_answers_that_agree_change_little(run):
-    made = teach(run, [Answer(one.path, name=one.now) for one in ask(run, 24)])
-    assert made.to_json()["changed"] < 0.05 * COUNT and len({*placed(run).values()}) == 5
-
-
 def test_what_an_answer_means(run):
     """A name, or else a number; of equal names the present cluster, that of the number, or the largest one.
 
@@ -323,19 +317,14 @@ def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path,
     assert same_files(run, CLUSTERS) == before
 
 
-def test_junk_and_moves_stay_while_others_follow(run):
-    clusters = [number for number, _ in placed(run).values()]
-    moved = next(row for row in range(7, COUNT) if clusters[row] == 0)
-    apply(run, Edits(junk=(3,), move=((moved, 1),)))
-    before = placed(run)
-    teach(run, said(run, 20))
-    table = {row["cluster"]: row for row in rows(run / "cluster_summary.csv")}
-    assert [*placed(run).values()][moved][0] == 1 and table["3"]["junk"] == "1" and state_of(run)
-    undo(run)
-    assert placed(run) == before
+def test_junk_and_clusters_of_answers_that_agree_stay(run):
+    apply(run, Edits(junk=(3,)))
+    made = teach(run, [Answer(one.path, name=one.now) for one in ask(run, 24)])
+    assert made.to_json()["changed"] < 0.05 * COUNT and len({*placed(run).values()}) == 5
+    assert load(run).junk == (3,)
 
 
-def test_answers_survive_an_update_and_a_recut_and_count_again(made, run, tmp_path, prints):
+def test_answers_survive_an_update_and_a_recut_and_count_again(run, tmp_path, prints):
     teach(run, said(run, 30))
     answers, paths = load(run).placed, [*placed(run)]
     np.save(tmp_path / "more.npy", np.eye(12, dtype=np.float32)[:KINDS] * 2)
@@ -349,14 +338,7 @@ def test_answers_survive_an_update_and_a_recut_and_count_again(made, run, tmp_pa
     assert all(placed(run)[paths[row]][1] == kind(row) for row in kept) and "images kept their name." in out
     share = right(run)
     teach(run)
-    assert right(run) >= share - 0.02 and load(run).placed == kept
-    prints("fit", made / "f.npy", "--features", "-k", "6", "--like", run, "-o", tmp_path / "new", "-q")
-    assert load(tmp_path / "new").placed == kept and right(tmp_path / "new") > share - 0.02
-    promote(tmp_path / "new", run)
-    teach(run)
-    taught = load(run)
-    apply(run, Edits(merge=(tuple(taught.cut.cluster_of.unique().tolist()[:2]),)))
-    assert load(run).placed == taught.placed and state_of(run)
+    assert right(run) >= share - 0.02 and load(run).placed == kept and state_of(run)
 
 
 def test_the_table_says_by_which_word_an_image_is_where_it_is(run, tmp_path, prints):
@@ -401,7 +383,7 @@ def test_only_answers_about_images_drawn_at_random_tell_the_quality(run):
     assert result(run)["quality"]["low"] < right(run) <= result(run)["quality"]["high"]
     for change in (lambda: recut(run, 6), lambda: apply(run, Edits(merge=((0, 1),)))):
         change()
-        assert len(load(run).drawn) in (0, len(taught.drawn)) and state_of(run)  # a part would be no sample
+        assert len(load(run).drawn) in (0, len(taught.drawn))  # a part would be no sample
         undo(run)
         assert load(run).drawn == taught.drawn
     apply(run, Edits(split=((0, 2),)))
@@ -461,9 +443,9 @@ def true_of_three(rows: Sequence[int], **options: str) -> list[Answer]:
 
 
 def test_the_estimate_is_near_the_truth_if_drawn_images_name_the_clusters():
-    """In 20 runs, of which .87 to .98 are right. While a cluster has no name there is none."""
+    """In ten runs, of which .87 to .98 are right. While a cluster has no name there is none."""
     errors = []
-    for seed in range(20):
+    for seed in range(10):
         untaught = three_kinds(seed, 0.4, ("", "", ""))
         drawn = [int(one.path) for one in asked(untaught, 24)[1]]
         taught = taught_by(untaught, true_of_three(drawn, by="drawn")).run
@@ -552,12 +534,9 @@ def test_a_table_answers_by_its_filled_rows_alone(run, tmp_path, prints, ends, m
 
 
 def test_fit_ignores_y_as_all_clusterers_do(made):
-    features, truth = np.load(made / "f.npy")[:40], np.arange(40) % KINDS
-    dc = DeepCluster(n_clusters=KINDS)
-    alone, embedding = dc.fit(features).labels_, dc.embedding_
-    for labels in (dc.fit(features, truth).labels_, dc.fit_predict(features, "no labels")):
-        assert (labels == alone).all() and {*dc.names_} == {""} and dc.quality_ is None
-    assert (dc.fit_transform(features, truth[1:]) == embedding).all()
+    dc, features, truth = DeepCluster(n_clusters=KINDS), np.load(made / "f.npy")[:40], np.arange(40) % KINDS
+    embedding = dc.fit_transform(features)
+    assert (dc.fit_transform(features, truth) == embedding).all() and {*dc.names_} == {""} and dc.quality_ is None
 
 
 def test_labels_of_some_images_are_answers_in_python(made, tmp_path):

@@ -44,13 +44,13 @@ def check_found(folder: Checkpoints, path: Path, contents: list[bytes]) -> None:
     path.write_bytes(before)
 
 
-def test_400_flipped_bits_and_200_truncations_are_found(checkpoints):
+def test_flipped_bits_and_truncations_are_found(checkpoints):
     chance = random.Random(0)
     for path in checkpoints.folder.glob("000002.*"):
         content = path.read_bytes()
-        places = [(chance.randrange(len(content)), chance.randrange(8)) for _ in range(200)]
+        places = [(chance.randrange(len(content)), chance.randrange(8)) for _ in range(50)]
         check_found(checkpoints, path, [flipped(content, place, bit) for place, bit in places])
-        check_found(checkpoints, path, [content[: chance.randrange(len(content) - 1)] for _ in range(100)])
+        check_found(checkpoints, path, [content[: chance.randrange(len(content) - 1)] for _ in range(25)])
 
 
 def test_damaged_ones_do_not_push_out_those_written_after_them(checkpoints):
