@@ -134,11 +134,11 @@ def knows_nouns(network: Network, recipe: Recipe) -> bool:
 
 
 def features_with_nouns(network: Network, images: ImagesRead, features: Tensor) -> Tensor | None:
-    """Return the ``features`` (this rank's) of all images on the sheet, on the main rank. A collective.
+    """Return the ``features`` (this rank's) of all images on the sheet. A collective.
 
     None if the network knows no nouns of them.
     """
     if not knows_nouns(network, images.recipe):
         return None
     partition = images.store.partition
-    return partition.to_main(features, torch.tensor(on_sheet(partition.total)))
+    return partition.index_select(features, torch.tensor(on_sheet(partition.total)))

@@ -69,6 +69,9 @@ def extract(
     width = network.embedding_dim if embedded else network.feature_dim
     where = compute.device_for(width)
     features = torch.empty(0, width, device=where)
+    count = len(images)
+    if not count and not compute.partition.processes.alone:  # a rank without images needs the type of the others' rows
+        images = images.new_zeros(1, *images.shape[1:])
 
     def prepare(begin: int) -> tuple[int, int, Tensor]:
         batch = images[begin : begin + batch_size]
@@ -92,7 +95,7 @@ def extract(
                 compute.progress(FEATURES_PHASE, end, len(images))
     finally:
         network.train(training)
-    return features
+    return features[:count]
 
 
 def crop_side(size: int) -> int:
@@ -137,7 +140,8 @@ def fitted(reduction: Reduction, features: Features) -> Whitening:
     partition = features.compute.partition
     columns = features.rows.shape[1] + (len(reduction.classifier[1]) if reduction.classifier else 0)
     few = partition.total <= max(MAX_GATHERED, columns)
-    rows, all_reduce = (partition.all_gather(features.rows), of_all) if few else (features.rows, partition.all_reduce)
+    all_reduce = of_all if few else partition.processes.all_reduce
+    rows = partition.all_gather(features.rows) if few else features.rows
     made = reduction.fit(rows, features.pairs, device_of(reduction, features), all_reduce)
     # The main rank's: another machine may turn an eigenvector round.
     tensors = partition.processes.broadcast_tensors(lambda: {"mean": made.mean, "projection": made.projection})
@@ -162,7 +166,7 @@ def certainty_of(network: Network, images: Tensor, compute: Compute, features: T
         return None
     _, features, few = _of_some(network, images, MAX_CERTAINTY_IMAGES, compute, known=features)
     largest = F.linear(features.float().cpu(), *network.classifier).softmax(1).amax(1)
-    return float(few.all_reduce(largest.double().sum())) / few.total
+    return float(few.processes.all_reduce(largest.double().sum())) / few.total
 
 
 def _of_some(

@@ -265,9 +265,10 @@ class _Training:
                 reported = reported + part_loss.detach()
                 remembered.append(embeddings.detach().unflatten(0, (len(some), -1))[:alike].mean(0))
         if self.memory is not None:
-            new_embeddings = torch.cat(remembered)[: batch.new[processes.rank]]
-            rows = [part[:n] for part, n in zip(batch.parts, batch.new, strict=True)]
-            _remember(self.memory, *compute.partition.put_rows(new_embeddings, rows))
+            of_ranks = processes.all_gather(torch.cat(remembered))
+            embeddings = torch.cat([part[:n] for part, n in zip(of_ranks, batch.new, strict=True)])
+            rows = torch.cat([part[:n] for part, n in zip(batch.parts, batch.new, strict=True)])
+            _remember(self.memory, embeddings, rows - compute.partition.local.start)
         for optimizer in self.optimizers:
             optimizer.step()
         return reported
@@ -320,12 +321,13 @@ class _Pass(nn.Module):
 
 
 def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
-    """Put embeddings into their rows of the memory; of an image that a batch has more than once, the last.
+    """Put embeddings into their rows of the memory, if it has them; of an image that comes more than once, the last.
 
     (To assign all at once leaves open which of them stays: with two threads it differed from run to run.)
     """
     last = np.unique(rows.flip(0).numpy(), return_index=True)[1]
     positions = torch.from_numpy(len(rows) - 1 - last)
+    positions = positions[(rows[positions] >= 0) & (rows[positions] < len(memory))]
     memory[to_device(rows[positions], memory.device)] = embeddings[to_device(positions, embeddings.device)].to(memory)
 
 

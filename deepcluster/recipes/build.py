@@ -29,6 +29,7 @@ from deepcluster.recipes.options import Recipe
 from deepcluster.records import Clustering, Round, State
 from deepcluster.runtime.compute import MAX_PASS_BATCH, Compute, Progress, ignore_progress
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE
 from deepcluster.seeding import derive
 
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
@@ -87,7 +88,7 @@ def rounds_of(
     compute: Compute | None = None,
 ) -> Iterator[Round]:
     """Alternate with the options of a recipe (or for fewer ``rounds``), and with the user's own steps."""
-    compute = compute or compute_of(network, recipe, Partition.single(len(images)))
+    compute = compute or compute_of(network, recipe, Partition.of(ALONE, len(images)))
     reduction = reduction_of(recipe, network.embedding_dim, network.classifier)
     return alternate(
         network,
