@@ -1,6 +1,7 @@
 """Images by number: arrays, .npy files, ``Dataset`` objects and lists of images."""
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +17,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, explain, upright
-from deepcluster.images.source import Encoded, Items, Numbered, Source, row_names, without_links
+from deepcluster.images.source import Encoded, Items, Numbered, Source, row_names
 from deepcluster.runtime.bounded import check_file
 from deepcluster.texts import one_line
 
@@ -247,6 +248,7 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
             raise DataError(f"{title} has {not_pixels(array)}")
     elif array.dtype != np.uint8:
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
-    place = "" if in_memory else without_links(location)
+    is_file = Path(location).is_absolute()  # else it is the name of a data set, or in memory
+    place = "" if in_memory else os.path.realpath(location) if is_file else location
     texts = None if labels is None else tuple(map(str, labels.tolist()))
     return Source(name, location, row_names(len(array)), _Dataset(place, array, nullcontext()), texts)

@@ -2,11 +2,9 @@
 
 import os
 from abc import abstractmethod
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -173,43 +171,35 @@ def row_names(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def without_links(location: str) -> str:
-    """Return the location, without links on the way if it is a path."""
-    return os.path.realpath(location) if Path(location).is_absolute() else location
-
-
+@dataclass(frozen=True)
 class _Joined(Items):
-    def __init__(self, sources: Sequence[Source]):
-        self.sources = sources
-        self.ends = [*accumulate(len(source.paths) for source in sources)]
-        self.of_files = any(source.items.of_files for source in sources)
-
-    def _at(self, i: int) -> tuple[Source, int]:
-        number = bisect_right(self.ends, i)
-        return self.sources[number], i - (self.ends[number - 1] if number else 0)
+    images: Sequence[tuple[Source, int]]  # with their numbers there
+    of_files: bool
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
-        source, i = self._at(i)
-        return source.read(i, size)
+        source, row = self.images[i]
+        return source.read(row, size)
 
     def short_side(self, i: int) -> int:
-        source, i = self._at(i)
-        return source.short_side(i)
+        source, row = self.images[i]
+        return source.short_side(row)
 
     def file(self, i: int) -> Path | None:
-        source, i = self._at(i)
-        return source.file(i)
+        source, row = self.images[i]
+        return source.file(row)
 
     def origin(self, i: int) -> Origin:
-        source, i = self._at(i)
-        return source.origin(i)
+        source, row = self.images[i]
+        return source.origin(row)
 
 
 def joined(sources: Sequence[Source], name: str, location: str) -> Source:
     """Return the images of several sources, one source behind the other."""
-    paths = tuple(path for source in sources for path in source.paths)
-    labels = tuple(label for source in sources for label in source.labels or [""] * len(source.paths))
-    return Source(name, location, paths, _Joined(sources), labels if any(labels) else None)
+    images = [(source, row) for source in sources for row in range(len(source.paths))]
+    labels = tuple(source.labels[row] if source.labels else "" for source, row in images)
+    items = _Joined(images, any(source.items.of_files for source in sources))
+    paths = tuple(source.paths[row] for source, row in images)
+    return Source(name, location, paths, items, labels if any(labels) else None)
 
 
 def is_hidden(name: str) -> bool:

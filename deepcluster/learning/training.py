@@ -216,7 +216,10 @@ class _Training:
             done = epoch * count + (batch.step + 1) * count // steps
             compute.progress(TRAINING_PHASE, done, learning.epochs * count)
         mean_loss = processes.all_reduce(mean_loss) / processes.world_size
-        check_finite(mean_loss, f"round {targets.round}, epoch {epoch},", self.optimizers[0].param_groups[0]["lr"])
+        if not torch.isfinite(mean_loss):
+            lr = self.optimizers[0].param_groups[0]["lr"]
+            loss = f"the loss of round {targets.round}, epoch {epoch}, is not finite with a learning rate of {lr:g}"
+            raise NonFiniteError(f"{loss}: try a tenth of it (--lr {lr / 10:g})")
         return mean_loss.item()
 
     def batch(self, epoch: int, sample: tuple[int, Tensor]) -> Batch:
@@ -285,14 +288,6 @@ def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, proc
     if processes > 1 or network.mean.device.type != "cpu" or not (apart and loss.sums_images):
         return 1
     return max(1, min(-(-images * pixels // PART), images // FEWEST))
-
-
-def check_finite(loss: Tensor, title: str, lr: float) -> None:
-    """Raise NonFiniteError if a loss is not finite with the learning rate ``lr``."""
-    if not torch.isfinite(loss):
-        raise NonFiniteError(
-            f"the loss of {title} is not finite with a learning rate of {lr:g}: try a tenth of it (--lr {lr / 10:g})"
-        )
 
 
 class _Pass(nn.Module):

@@ -154,6 +154,8 @@ def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, re
 def learning_of(recipe: Recipe, steps: Steps) -> Learning:
     large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
     small = replace(large, crop=SMALL_CROP, size=recipe.small_size)
+    temperature = recipe.instance_temperature
+    loss: Loss = heads.WithInstances(temperature) if temperature else heads.CrossEntropy()
     return by_name(
         Learning,
         recipe,
@@ -162,15 +164,10 @@ def learning_of(recipe: Recipe, steps: Steps) -> Learning:
         views=(large,) * recipe.views + (small,) * recipe.small_views,
         sample=SAMPLERS[recipe.sampling],
         head=heads.CentroidHead(recipe.temperature) if recipe.temperature else heads.new_linear_head,
-        loss=loss_of(recipe) if steps.loss is None else steps.loss,
+        loss=loss if steps.loss is None else steps.loss,
         optimizer=steps.optimizer,
         reuse_features=recipe.features == "memory",
     )
-
-
-def loss_of(recipe: Recipe) -> Loss:
-    temperature = recipe.instance_temperature
-    return heads.WithInstances(temperature) if temperature else heads.CrossEntropy()
 
 
 def learning_rate(recipe: Recipe, time: float) -> float:
