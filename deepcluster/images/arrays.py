@@ -17,7 +17,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, explain, upright
-from deepcluster.images.source import Encoded, Items, Numbered, Source, row_names
+from deepcluster.images.source import Items, Numbered, Source, row_names
 from deepcluster.runtime.bounded import check_file
 from deepcluster.texts import one_line
 
@@ -35,8 +35,8 @@ def from_dataset(dataset: Any, name: str, location: str, labels: tuple[str, ...]
 
     An item is a PIL image, an array or tensor (uint8, or floats in [0, 1]), a tuple that begins with one (the rest,
     labels, is ignored), or a dict with one under ``image``. A data set of Hugging Face must have one column of images,
-    which are decoded as files are; else DataError. ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
-    not an image.
+    which are decoded as files are; else DataError. An item that is not an image raises ``Undecodable`` or ``OSError``
+    when it is read.
     """
     holder = location if ":" in location else ""  # the name that a library knows
     items = _hugging_face(dataset, holder) if hasattr(dataset, "cast_column") else _Dataset(holder, dataset)
@@ -48,7 +48,7 @@ class _Dataset(Numbered):
     dataset: Any
     lock: AbstractContextManager[object] = field(default_factory=Lock)  # a data set need not be thread-safe
 
-    def read(self, i: int, size: int | None = None) -> Image.Image:
+    def content(self, i: int) -> Image.Image:
         try:
             with self.lock:
                 return picture(self.dataset[i])
@@ -152,7 +152,7 @@ def from_bytes(contents: Sequence[Any]) -> Source:
 
 
 @dataclass(frozen=True)
-class _Encoded(Encoded, Numbered):
+class _Encoded(Numbered):
     contents: Sequence[Any]
 
     def content(self, i: int) -> BinaryIO:
@@ -160,7 +160,7 @@ class _Encoded(Encoded, Numbered):
 
 
 @dataclass(frozen=True)
-class _HuggingFace(Encoded, Numbered):
+class _HuggingFace(Numbered):
     encoded: Any
     column: str
 

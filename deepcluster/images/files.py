@@ -18,7 +18,7 @@ from deepcluster.images import arrays, data_sets, shards
 from deepcluster.images.arrays import is_tensor, without_torch
 from deepcluster.images.decode import Reason, explain, not_a_file
 from deepcluster.images.lists import LISTS, absolute, distinct, is_text, located, read_list, standard_input
-from deepcluster.images.source import BESIDE, LINK, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
+from deepcluster.images.source import BESIDE, LINK, WHAT_TO_TYPE, Items, Origin, Source, is_hidden
 from deepcluster.runtime.bounded import is_run
 from deepcluster.texts import one_line
 
@@ -259,7 +259,7 @@ def _folder_names(files: Sequence[Path]) -> tuple[str, ...] | None:
 
 
 @dataclass(frozen=True)
-class _Files(Encoded):
+class _Files(Items):
     paths: Sequence[str | Path]  # absolute, or below ``folder``
     folder: Path = Path()
     real_folder: Path | None = None  # of ``folder``; no link below it is followed
