@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images import arrays, data_sets, shards
+from deepcluster.images import arrays, shards
 from deepcluster.images.arrays import is_tensor, without_torch
 from deepcluster.images.decode import Reason, explain, not_a_file
 from deepcluster.images.lists import LISTS, absolute, distinct, is_text, located, read_list, standard_input
@@ -32,7 +32,7 @@ class Dataset(Protocol):
     def __getitem__(self, i: int, /) -> Any: ...
 
 
-LIBRARIES = {"sklearn": data_sets.from_sklearn, "torchvision": data_sets.from_torchvision}
+LIBRARIES = {"sklearn": arrays.from_sklearn, "torchvision": arrays.from_torchvision}
 
 # Everything that :func:`find` takes.
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
