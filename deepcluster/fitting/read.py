@@ -25,11 +25,12 @@ from deepcluster.recipes.options import AUTO, Recipe, to_toml
 from deepcluster.recipes.presets import check_clusters
 from deepcluster.report.pictures import on_sheet, sprite_sheet, tiny_pictures
 from deepcluster.runs.images import duplicate_rows, pictures_of, pixel_digests, row_digests, with_picture
-from deepcluster.runs.page import SHEET
+from deepcluster.runs.page import SHEET, noun_rows
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.tables import CsvRow
+from deepcluster.storage.content import Row
 from deepcluster.storage.lock import scratch_of
 from deepcluster.texts import plural
 
@@ -48,7 +49,6 @@ def read_images(decided: Decided, network: Network, processes: Processes, displa
 
 
 def _of_images(decided: Decided, network: Network, processes: Processes, display: Display) -> ImagesRead:
-    """Read the images as pixels."""
     start = decided.start
     source = decided.source
     progress = partial(display.progress, "reading")
@@ -76,7 +76,6 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
         "recipe.toml": to_toml(plan.recipe),
         "duplicates.csv": [*duplicate_rows(alike, [source.paths[i] for i in store.usable])],
         SHEET: sprite_sheet(pictures, used) if processes.is_main else b"",
-        **({} if start.is_resumed else {"history.csv": []}),
     }
     return ImagesRead(decided, store, plan, digests, beginning, known)
 
@@ -91,10 +90,7 @@ def _of_features(decided: Decided, features: Tensor, processes: Processes) -> Im
     no_images = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     store = Store(no_images, tuple(range(total)), (), Partition.of(processes, len(processes.part(total))))
     digests = dict(zip(source.paths, row_digests(features), strict=True))
-    beginning: dict[str, str | bytes | Sequence[CsvRow]] = {
-        "recipe.toml": "\n".join(settings) + "\n",
-        "history.csv": [],
-    }
+    beginning: dict[str, str | bytes | Sequence[CsvRow]] = {"recipe.toml": "\n".join(settings) + "\n"}
     if pictures is not None:
         beginning[SHEET] = sprite_sheet(tiny_pictures(pictures, 0, total), total)
         pictured = with_picture(pictures)
@@ -133,12 +129,9 @@ def knows_nouns(network: Network, recipe: Recipe) -> bool:
     return recipe.weights == "timm" and network.classifier is not None
 
 
-def features_with_nouns(network: Network, images: ImagesRead, features: Tensor) -> Tensor | None:
-    """Return the ``features`` (this rank's) of all images on the sheet. A collective.
-
-    None if the network knows no nouns of them.
-    """
+def nouns_of(network: Network, images: ImagesRead, features: Tensor) -> Sequence[Row]:
+    """Return the nouns of the images on the sheet, by this rank's ``features``; none without nouns. A collective."""
     if not knows_nouns(network, images.recipe):
-        return None
+        return ()
     partition = images.store.partition
-    return partition.index_select(features, torch.tensor(on_sheet(partition.total)))
+    return noun_rows(network, partition.index_select(features, torch.tensor(on_sheet(partition.total))), images.paths)

@@ -207,7 +207,7 @@ class CentroidHead:
         random: torch.Generator,
     ) -> None:
         rows = partition.gather(unit_rows(features))
-        made = partition.processes.broadcast_tensors(
+        tensors = partition.processes.broadcast_tensors(
             lambda: {"means": torch.cat([means(rows, one.labels, len(one.centroids)) for one in clusterings])}
         )
-        network.centroid_head(made["means"], self.temperature)
+        network.centroid_head(tensors["means"], self.temperature)
