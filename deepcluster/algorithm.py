@@ -80,7 +80,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         labels = torch.stack([one.labels for one in clusterings], 1)
 
         # Step 5, learning, with a new classifier on top.
-        learning.head(network, features.rows, clusterings, compute.partition, generator(seed, "head", index))
+        learning.head(network, features, clusterings, generator(seed, "head", index))
         state = replace(state, features=features.rows if learning.reuse_features else None)
         reduced = reduced.cpu()
         del features  # training needs the room

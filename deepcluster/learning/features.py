@@ -32,7 +32,7 @@ class Features:
     """The features of a pass over the images: step 2."""
 
     rows: Tensor  #: n x D: this rank's
-    compute: Compute
+    compute: Compute  #: of the pass; its partition has the owners of the rows
     #: Features of some images and of their centre crops, 2 x m x D; None if step 3 does not ask.
     pairs: Tensor | None = None
 
@@ -123,11 +123,11 @@ def features_of(
     rows = rows.to(compute.device_for(rows.shape[1]))
     if not pairs:
         return Features(rows, compute)
+    chosen, own, of_some = _some(compute, MAX_PAIRS)
     size = crop_side(compute.size)
-    crops = centre_crop(images, size)
-    chosen, of_crops, few = _of_some(network, crops, MAX_PAIRS, replace(compute, size=size), embedded=embedded)
-    both = compute.partition.index_select(rows, chosen), few.all_gather(of_crops)
-    return Features(rows, compute, torch.stack([some.cpu().float() for some in both]))
+    of_crops = extract(network, centre_crop(images[own], size), replace(of_some, size=size), embedded=embedded)
+    both = compute.partition.index_select(rows, chosen), of_some.partition.all_gather(of_crops)
+    return Features(rows, compute, torch.stack([view.cpu().float() for view in both]))
 
 
 def device_of(reduction: Reduction, features: Features) -> torch.device:
@@ -164,30 +164,20 @@ def certainty_of(network: Network, images: Tensor, compute: Compute, features: T
     """
     if network.classifier is None:
         return None
-    _, features, few = _of_some(network, images, MAX_CERTAINTY_IMAGES, compute, known=features)
+    _, own, of_some = _some(compute, MAX_CERTAINTY_IMAGES)
+    features = extract(network, images[own], of_some) if features is None else features[own]
     largest = F.linear(features.float().cpu(), *network.classifier).softmax(1).amax(1)
-    return float(few.processes.all_reduce(largest.double().sum())) / few.total
+    return float(compute.partition.processes.all_reduce(largest.double().sum())) / of_some.partition.total
 
 
-def _of_some(
-    network: Network,
-    images: Tensor,
-    count: int,
-    compute: Compute,
-    *,
-    embedded: bool = False,
-    known: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Partition]:
-    """Return the numbers of evenly chosen images, this rank's features of them, and the ranks that own them.
+def _some(compute: Compute, count: int) -> tuple[Tensor, Tensor, Compute]:
+    """Return ``count`` evenly chosen rows, their numbers among this rank's rows, and the settings for a pass over them.
 
-    ``known``: This rank's features of all images; None: a pass computes those of the chosen ones.
+    A collective.
     """
     partition = compute.partition
     chosen = torch.linspace(0, partition.total - 1, min(partition.total, count), dtype=torch.float64).long()
     local = partition.local
-    of_rank = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
-    few = Partition.of(partition.processes, len(of_rank))
-    if known is not None:
-        return chosen, known[of_rank], few
-    some = replace(compute, partition=few, progress=ignore_progress)  # the large pass alone reports its progress
-    return chosen, extract(network, images[of_rank], some, embedded=embedded), few
+    own = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
+    of_some = Partition.of(partition.processes, len(own))
+    return chosen, own, replace(compute, partition=of_some, progress=ignore_progress)  # the large pass alone reports
