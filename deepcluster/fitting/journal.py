@@ -160,8 +160,8 @@ class Journal:
                 target.write_rows(NOUNS, nouns)
             write_features(target, run.rows)
             model_files.save_in_run(run.model, target)
-            if run.rows.embeddings.known:
-                target.write_tensors(model_files.EMBEDDINGS, run.rows.embeddings.known)
+            if run.rows.layouts.known:
+                target.write_tensors(model_files.EMBEDDINGS, run.rows.layouts.known)
             target.write(CLUSTERS, encoded(run.model, run.facts, Made()))
             seconds = round(time.perf_counter() - self.begun, 2)
             self.end_phase(

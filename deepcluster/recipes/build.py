@@ -16,7 +16,7 @@ from deepcluster.algorithm import alternate
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, as_clusters, cut_features
-from deepcluster.groups.graph import Embeddings
+from deepcluster.groups.graph import Layouts
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import heads
 from deepcluster.learning.draws import each_once, official_draws, uniform_over_clusters
@@ -138,13 +138,13 @@ def kmeans_of_result(recipe: Recipe) -> KMeans:
     return replace(kmeans, empty="split") if kmeans.empty == "faiss" else kmeans  # faiss may leave some empty
 
 
-def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, embed: Embeddings) -> Cut:
+def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, layouts: Layouts) -> Cut:
     """Cut the features of a sample. Very many clusters may be the ``fine`` ones, of a single start of k-means."""
     in_cut = n_clusters <= MAX_IN_CUT
     if len(fine.centroids) == n_clusters and not in_cut:
         return as_clusters(fine)
     if recipe.grouping != "kmeans":
-        return cut_features(reduced, n_clusters, seed=derive(seed, "groups"), embed=embed)
+        return cut_features(reduced, n_clusters, seed=derive(seed, "groups"), layouts=layouts)
     kmeans = kmeans_of_result(recipe)
     starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if in_cut else 1))
     clusterings = (kmeans.once(reduced, n_clusters, seed=start) for start in starts)
