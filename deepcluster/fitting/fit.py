@@ -14,7 +14,7 @@ from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import Journal, opened
 from deepcluster.fitting.like import continued
 from deepcluster.fitting.plan import decide_for_all
-from deepcluster.fitting.read import exact_features, knows_nouns, nouns_of, read_images
+from deepcluster.fitting.read import knows_nouns, nouns_of, pass_features, read_images
 from deepcluster.fitting.values import Decided, ImagesRead, Request
 from deepcluster.images import Images
 from deepcluster.images.own_features import OwnFeatures
@@ -152,7 +152,7 @@ def train(network: Network, images: ImagesRead, journal: Journal, display: Displ
     if state.round and recipe.average < 1:
         average_weights(network.body, journal.checkpoints.body(state.round - 1), recipe.average)
         if recipe.average and not network.frozen_statistics:
-            compute = compute_of(network, recipe, store.partition, exact=True)
+            compute = compute_of(network, recipe, store.partition, float32=True)
             measure_statistics(network, store.images, compute, request.seed)
     reason = "all rounds done" if state.round >= recipe.rounds else "ended on request"
     return state.round, SETTLED if state.settled >= recipe.patience else reason
@@ -184,7 +184,7 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
 def result_features(network: Network, images: ImagesRead, display: Display) -> Tensor:
     """Return this rank's features for a result: those that are known, or of the network as it is now."""
     known = images.known
-    return exact_features(network, images.store, images.recipe, display) if known is None else known
+    return pass_features(network, images.store, images.recipe, display) if known is None else known
 
 
 def conclude(network: Network, images: ImagesRead, features: Tensor, display: Display) -> Conclusion:
@@ -199,7 +199,7 @@ def conclude(network: Network, images: ImagesRead, features: Tensor, display: Di
             seed=images.decided.request.seed,
             reduction=reduction_of(recipe, network.feature_dim, network.classifier),
             clustering=kmeans_of_result(recipe),
-            compute=compute_of(network, recipe, store.partition, exact=True),
+            compute=compute_of(network, recipe, store.partition, float32=True),
             features=features,
         )
     except NonFiniteError as error:

@@ -107,8 +107,8 @@ def _plan_for(store: Store, start: Start, network: Network, display: Display) ->
         certainty = None
         if start.requested.base == AUTO and plan.recipe.backbone.startswith(RECTIFIED):  # no other recipe asks
             if not plan.recipe.rounds:
-                first_pass = exact_features(network, store, plan.recipe, display)
-            compute = compute_of(network, plan.recipe, store.partition, exact=True)
+                first_pass = pass_features(network, store, plan.recipe, display)
+            compute = compute_of(network, plan.recipe, store.partition, float32=True)
             certainty = certainty_of(network, store.images, compute, first_pass)
         count = len(store.usable)
         if count != facts.count or certainty is not None:
@@ -118,10 +118,10 @@ def _plan_for(store: Store, start: Start, network: Network, display: Display) ->
     return with_precision(plan, network), first_pass
 
 
-def exact_features(network: Network, store: Store, recipe: Recipe, display: Display) -> Tensor:
+def pass_features(network: Network, store: Store, recipe: Recipe, display: Display) -> Tensor:
     """Return this rank's features (float32, n x D) by the network as it is now, as a result has them."""
     progress = display.progress if recipe.rounds else PassForecast(display, recipe.image_size)
-    return extract(network, store.images, compute_of(network, recipe, store.partition, progress, exact=True))
+    return extract(network, store.images, compute_of(network, recipe, store.partition, progress, float32=True))
 
 
 def knows_nouns(network: Network, recipe: Recipe) -> bool:

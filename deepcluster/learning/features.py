@@ -65,7 +65,7 @@ def extract(
     compute = compute or Compute.of(network, images)
     batch_size = compute.batch_size
     training = network.training
-    exact = compute.dtype == torch.float32
+    in_float32 = compute.dtype == torch.float32
     width = network.embedding_dim if embedded else network.feature_dim
     where = compute.device_for(width)
     features = torch.empty(0, width, device=where)
@@ -83,8 +83,8 @@ def extract(
     try:
         with (
             torch.no_grad(),
-            torch.autocast(compute.device.type, compute.dtype, enabled=not exact),
-            exact_float32() if exact else nullcontext(),
+            torch.autocast(compute.device.type, compute.dtype, enabled=not in_float32),
+            exact_float32() if in_float32 else nullcontext(),
         ):
             for begin, end, views in prefetched(prepare, range(0, len(images), batch_size), compute.device):
                 outputs = forward(views)
@@ -139,9 +139,9 @@ def fitted(reduction: Reduction, features: Features) -> Whitening:
     """Return the map of step 3, the same on all ranks. A collective."""
     partition = features.compute.partition
     columns = features.rows.shape[1] + (len(reduction.classifier[1]) if reduction.classifier else 0)
-    few = partition.total <= max(MAX_GATHERED, columns)
-    all_reduce = of_all if few else partition.processes.all_reduce
-    rows = partition.all_gather(features.rows) if few else features.rows
+    is_gathered = partition.total <= max(MAX_GATHERED, columns)
+    all_reduce = of_all if is_gathered else partition.processes.all_reduce
+    rows = partition.all_gather(features.rows) if is_gathered else features.rows
     made = reduction.fit(rows, features.pairs, device_of(reduction, features), all_reduce)
     # The main rank's: another machine may turn an eigenvector round.
     tensors = partition.processes.broadcast_tensors(lambda: {"mean": made.mean, "projection": made.projection})

@@ -107,11 +107,16 @@ def rounds_of(
 
 
 def compute_of(
-    network: Network, recipe: Recipe, partition: Partition, progress: Progress = ignore_progress, *, exact: bool = False
+    network: Network,
+    recipe: Recipe,
+    partition: Partition,
+    progress: Progress = ignore_progress,
+    *,
+    float32: bool = False,
 ) -> Compute:
-    """Return the settings of the passes of the rounds, or of a result, which are ``exact``: in float32."""
+    """Return the settings of the passes of the rounds, or of a result, which are in float32."""
     device = network.mean.device
-    dtype = torch.float32 if exact else network_precision(network, device, recipe.precision)
+    dtype = torch.float32 if float32 else network_precision(network, device, recipe.precision)
     return Compute(partition, device, recipe.image_size, min(recipe.batch_size, MAX_PASS_BATCH), dtype, progress)
 
 
