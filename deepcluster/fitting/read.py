@@ -19,13 +19,14 @@ from deepcluster.images.source import skipped_in_words
 from deepcluster.images.store import Store
 from deepcluster.learning.features import certainty_of, extract
 from deepcluster.nets.network import Network
+from deepcluster.nets.timm import nouns
 from deepcluster.recipes.auto import RECTIFIED, Plan
 from deepcluster.recipes.build import compute_of
 from deepcluster.recipes.options import AUTO, Recipe, to_toml
 from deepcluster.recipes.presets import check_clusters
 from deepcluster.report.pictures import on_sheet, sprite_sheet, tiny_pictures
 from deepcluster.runs.images import duplicate_rows, pictures_of, pixel_digests, row_digests, with_picture
-from deepcluster.runs.page import SHEET, noun_rows
+from deepcluster.runs.page import SHEET
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
@@ -130,8 +131,14 @@ def knows_nouns(network: Network, recipe: Recipe) -> bool:
 
 
 def nouns_of(network: Network, images: ImagesRead, features: Tensor) -> Sequence[Row]:
-    """Return the nouns of the images on the sheet, by this rank's ``features``; none without nouns. A collective."""
+    """Return the content of nouns.csv by this rank's ``features`` before any training. A collective.
+
+    It is of the images on the sheet; none if the network knows no nouns.
+    """
     if not knows_nouns(network, images.recipe):
         return ()
     partition = images.store.partition
-    return noun_rows(network, partition.index_select(features, torch.tensor(on_sheet(partition.total))), images.paths)
+    rows = on_sheet(partition.total)
+    seen = partition.index_select(features, torch.tensor(rows))
+    named = zip(rows, nouns(images.recipe.backbone, network.classifier, seen), strict=False)
+    return [{"path": images.paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in named]

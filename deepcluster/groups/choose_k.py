@@ -58,7 +58,6 @@ def plausible_numbers(
     it, twice and four times follow. The list is empty for fewer than 4 distinct rows.
 
     Args:
-        reduced: The rows.
         nouns: A noun that the network sees in each of many images, and its probability; none if it knows no nouns.
         seed: As of the cut, which may need the same layouts.
         shared: Compute the layouts that the cut needs; False if the cut is by k-means of the features.

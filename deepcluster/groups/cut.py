@@ -66,7 +66,6 @@ def cut_features(reduced: Tensor, k: int, *, seed: int = 0, layouts: Layouts | N
     per cluster, k-means of the features makes the clusters.
 
     Args:
-        reduced: N x d features.
         seed: For the sample, the layouts and the k-means.
         layouts: May know the graph and the layouts of the rows.
     """

@@ -107,12 +107,7 @@ def rounds_of(
 
 
 def compute_of(
-    network: Network,
-    recipe: Recipe,
-    partition: Partition,
-    progress: Progress = ignore_progress,
-    *,
-    float32: bool = False,
+    network: Network, recipe: Recipe, partition: Partition, progress: Progress = ignore_progress, float32: bool = False
 ) -> Compute:
     """Return the settings of the passes of the rounds, or of a result, which are in float32."""
     device = network.mean.device
