@@ -19,7 +19,7 @@ from common import save
 from sets import LITE0, SIDE, load, plainly_reduced
 from teach import named, right, run_on
 
-from deepcluster.groups.graph import Embeddings
+from deepcluster.groups.graph import Layouts
 from deepcluster.nets.network import build
 from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Run
@@ -71,10 +71,10 @@ def main() -> None:
     for name in arguments.names:
         data = load(arguments.cache / f"{name}.pt")
         truth = [str(label) for label in data["labels"].tolist()]
-        k, embeddings = len({*truth}), Embeddings()
+        k, layouts = len({*truth}), Layouts()
         features = plainly_reduced(network, data, k)
         for seed in arguments.seeds:
-            figures = estimates(run_on(features, k, seed, embeddings), truth)
+            figures = estimates(run_on(features, k, seed, layouts), truth)
             rows += [{"set": name, "seed": seed, **each} for each in figures]
         holds = [mean(row["holds"] for row in rows if row["set"] == name and row["answers"] == n) for n in ANSWERS]
         print(name, len(truth), *(f"{share:.2f}" for share in holds), flush=True)

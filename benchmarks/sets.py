@@ -31,7 +31,7 @@ from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.choose_k import plausible_numbers
 from deepcluster.groups.cut import cut_features, nearest_clusters
-from deepcluster.groups.graph import Embeddings
+from deepcluster.groups.graph import Layouts
 from deepcluster.learning.features import CROP_SHARE, extract
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.network import Network
@@ -165,9 +165,9 @@ def seen(network: Network, content: dict[str, Any]) -> list[tuple[str, float]]:
 
 def judged(rows: Tensor, seen: list[tuple[str, float]], k: int, seed: int) -> dict[str, Any]:
     """Return the candidates of a run for ``k`` kinds, what is right of them, and the guess without nouns."""
-    embed = Embeddings()
+    layouts = Layouts()
     found, alone = (
-        [candidate.k for candidate in plausible_numbers(rows, nouns, seed=derive(seed, "groups"), embed=embed)]
+        [candidate.k for candidate in plausible_numbers(rows, nouns, seed=derive(seed, "groups"), layouts=layouts)]
         for nouns in (seen, [])
     )
     others = {name: number for number in found for name, factor in FACTORS.items() if number == int(factor * found[0])}

@@ -30,7 +30,7 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.fitting.like import Former, continued
 from deepcluster.groups.cut import cut_features
-from deepcluster.groups.graph import Embeddings
+from deepcluster.groups.graph import Layouts
 from deepcluster.model import Model
 from deepcluster.nets.network import build, no_network
 from deepcluster.recipes.options import Recipe
@@ -49,9 +49,9 @@ TYPICAL = 9  # images of a cluster by which a person names it
 LARGEST = 0.8  # share of the images that are asked about
 
 
-def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> Run:
+def run_on(rows: Tensor, k: int, seed: int, layouts: Layouts) -> Run:
     """Return a run of features."""
-    cut = cut_features(rows, k, seed=seed, embed=embeddings)
+    cut = cut_features(rows, k, seed=seed, layouts=layouts)
     width = rows.shape[1]
     nothing = torch.zeros(2, width)
     model = Model(
@@ -67,7 +67,7 @@ def run_on(rows: Tensor, k: int, seed: int, embeddings: Embeddings) -> Run:
     )
     blank = dict.fromkeys(FILES[IMAGES].columns, "")
     table = Table.of([{**blank, "path": str(row), "status": "ok"} for row in range(len(rows))])
-    images = Rows(Images(table), rows, rows, nothing[0], embeddings)
+    images = Rows(Images(table), rows, rows, nothing[0], layouts)
     return Run(RunRecord(run="", images="rows", base="", seed=seed), Facts(), model, images)
 
 
@@ -111,15 +111,15 @@ def curve(run: Run, truth: list[str], k: int, step: int, counts: Iterable[int]) 
 def like(old: Run, seed: int) -> Run:
     """Return a new fit of the images of a run, ``--like`` it."""
     rows = old.rows.reduced
-    new = run_on(rows, len(old.model.cut.cluster_of.unique()), seed, old.rows.embeddings)
+    new = run_on(rows, len(old.model.cut.cluster_of.unique()), seed, old.rows.layouts)
     return continued(new, Former(Path("old"), old, [], 1), torch.arange(len(rows)))[0]
 
 
 def holds(name: str, rows: Tensor, truth: list[str], k: int, step: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of a set in results/holds.json."""
-    embeddings = Embeddings()
+    layouts = Layouts()
     for seed in SEEDS:
-        run = run_on(rows, k, seed, embeddings)
+        run = run_on(rows, k, seed, layouts)
         pairs = zip(curve(named(run, truth), truth, k, step, STEPS), curve(run, truth, k, step, STEPS), strict=True)
         for count, (first, alone) in zip(STEPS, pairs, strict=True):
             shares = {"names first": right(first, truth).mean(), "answers alone": right(alone, truth).mean()}
@@ -149,12 +149,12 @@ def main() -> None:
     for name in arguments.names:
         data = load(arguments.cache / f"{name}.pt")
         truth = [str(label) for label in data["labels"].tolist()]
-        k, embeddings = len({*truth}), Embeddings()
+        k, layouts = len({*truth}), Layouts()
         rows = plainly_reduced(network, data, k)
         if arguments.holds:
             figures = [*holds(name, rows, truth, k, arguments.step)]
         else:
-            of_seeds = (taught(run_on(rows, k, seed, embeddings), truth, k, arguments.step) for seed in SEEDS)
+            of_seeds = (taught(run_on(rows, k, seed, layouts), truth, k, arguments.step) for seed in SEEDS)
             pairs = zip(*of_seeds, strict=True)
             figures = [{"set": name, **{key: mean(one[key] for one in pair) for key in pair[0]}} for pair in pairs]
         for row in figures:

@@ -65,7 +65,6 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
     network = as_network(network, compute.size if compute else images.shape[-1])
     compute = compute or Compute.of(network, images, batch_size=min(learning.batch_size, MAX_PASS_BATCH))
     optimizer = body_optimizer(network, learning, state.optimizer)
-    compared = partial(_compared, clustering, numbers, learning.loss, seed)
     while (index := state.round) < rounds and state.settled < patience:
         # Step 2, features.
         features = features_of(network, images, compute, state.features, embedded=True, pairs=reduction.takes_pairs)
@@ -75,12 +74,12 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         reduced = reduced_by(reduction, features)
 
         # Step 4, clustering, by the main rank: the cluster numbers are the pseudo-labels. Step 6 looks back.
-        make = partial(compared, index)
+        make = partial(_compared, clustering, numbers, learning.loss, seed, index)
         clusterings, (nmi, changed, weight) = _by_main(make, reduced, state.previous, compute.partition)
         labels = torch.stack([one.labels for one in clusterings], 1)
 
         # Step 5, learning, with a new classifier on top.
-        learning.head(network, features.rows, clusterings, compute.partition, generator(seed, "head", index))
+        learning.head(network, features, clusterings, generator(seed, "head", index))
         state = replace(state, features=features.rows if learning.reuse_features else None)
         reduced = reduced.cpu()
         del features  # training needs the room

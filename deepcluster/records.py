@@ -79,7 +79,7 @@ class Candidate:
     """A number of clusters."""
 
     k: int
-    silhouette: float  #: of so many clusters in an embedding of the neighbour graph, -1 to 1 (are they apart?)
+    silhouette: float  #: of so many clusters in a layout of the neighbour graph, -1 to 1 (are they apart?)
     modularity: float  #: share of ties inside the clusters, less the share of random ties (do they hold together?)
 
 

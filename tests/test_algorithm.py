@@ -58,7 +58,7 @@ class Watched:
         return self.loss(outputs, cluster_weight, processes)
 
     def head(self, network, features, *rest):
-        self.features.append(features.clone())
+        self.features.append(features.rows.clone())
         self.watched_head(network, features, *rest)
 
     def sample(self, labels, draws, random):  # labels: by which the images of an epoch are drawn

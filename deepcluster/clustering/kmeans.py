@@ -147,7 +147,7 @@ def kmeans(
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
     _check(x, k, start, empty)
     chosen = torch.randperm(len(x), generator=generator(seed, "k-means sample"))[:PRECISION_ROWS]
-    sample = x[chosen.to(x.device)].float()
+    precision_rows = x[chosen.to(x.device)].float()
     if start is None:
         start = random_rows(x, k, generator(seed, "k-means start"))
     with shared_out(x) as walk:
@@ -155,14 +155,14 @@ def kmeans(
         done, reseeded, centroids = 0, 0, start.float().clone()
         if start.ndim == 1:
             centroids, reseeded = update(cluster_sums(walk, k, start.long()), -1)
-        scores = score_precision(sample, centroids)
+        scores = score_precision(precision_rows, centroids)
         for done in range(1, iterations + 1):
             before = centroids
             centroids, vacant = update(cluster_sums(walk, k, assigner(before, scores)), done - 1)
             reseeded += vacant
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
-        scores = score_precision(sample, centroids)
+        scores = score_precision(precision_rows, centroids)
         clustering, distances = _assigned(walk, centroids, scores, done, reseeded)
         return clustering if empty == "faiss" else _repaired(clustering, walk, distances, scores)
 

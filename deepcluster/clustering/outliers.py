@@ -56,17 +56,17 @@ def outside(centred: Tensor, inside: Tensor) -> Tensor:
     return torch.where(rest > MIN_RESIDUAL**2 * squares, rest, 0).sqrt()
 
 
-def fit_outliers(sample: Tensor, prepare: Preparation = Preparation()) -> Outliers:
+def fit_outliers(features: Tensor, prepare: Preparation = Preparation()) -> Outliers:
     """Fit both halves and the limit by prepared features (n x D) of evenly chosen images."""
-    width = sample.shape[1]
-    count = min(MAX_DIRECTIONS, len(sample) // ROWS_PER_DIRECTION, width // 2)
-    if len(sample) < MIN_ROWS or not count:
+    width = features.shape[1]
+    count = min(MAX_DIRECTIONS, len(features) // ROWS_PER_DIRECTION, width // 2)
+    if len(features) < MIN_ROWS or not count:
         return Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf, prepare)
-    halves = [whiten(half, count, strength=0, prepare=prepare) for half in (sample[::2], sample[1::2])]
+    halves = [whiten(half, count, strength=0, prepare=prepare) for half in (features[::2], features[1::2])]
     count = min(half.projection.shape[1] for half in halves)  # the rank of a half may be lower
     means = torch.stack([half.mean for half in halves])
     directions = torch.stack([half.projection[:, :count] for half in halves])
-    residuals = Outliers(means, directions, torch.inf, prepare).residuals(sample)
+    residuals = Outliers(means, directions, torch.inf, prepare).residuals(features)
     limit = torch.tensor(limit_of(residuals)).item()  # in float32, as the file of a model has it
     return Outliers(means, directions, limit, prepare)
 

@@ -174,9 +174,6 @@ def within_image_scaling(pairs: Tensor, weight: float = 1.0) -> Directions:
     Args:
         pairs: Rows (as of a :class:`Preparation`) of two views of some images, 2 x m x D.
         weight: 0 changes nothing.
-
-    Returns:
-        D x D, float64.
     """
     first, second = pairs.float()
     width = first.shape[1]

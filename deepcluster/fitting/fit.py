@@ -14,7 +14,7 @@ from deepcluster.fitting.forecast import announce
 from deepcluster.fitting.journal import Journal, opened
 from deepcluster.fitting.like import continued
 from deepcluster.fitting.plan import decide_for_all
-from deepcluster.fitting.read import exact_features, features_with_nouns, knows_nouns, read_images
+from deepcluster.fitting.read import knows_nouns, nouns_of, pass_features, read_images
 from deepcluster.fitting.values import Decided, ImagesRead, Request
 from deepcluster.images import Images
 from deepcluster.images.own_features import OwnFeatures
@@ -25,7 +25,7 @@ from deepcluster.recipes.build import compute_of, kmeans_of_result, network_of, 
 from deepcluster.records import Identity, State
 from deepcluster.runs.change import cut_of
 from deepcluster.runs.inherit import kept_text
-from deepcluster.runs.page import NOUNS, noun_rows, read_nouns
+from deepcluster.runs.page import NOUNS, read_nouns
 from deepcluster.runs.result import Outcome, choose_number, metrics, summary_text
 from deepcluster.runs.run import Rows, Run, cut_rows, sample_of
 from deepcluster.runtime.compute import CUT_PHASE, MAX_PASS_BATCH, Stopwatch
@@ -87,10 +87,9 @@ def fit(
             # Step 7, result. From the reduced features on there are no ranks.
             features = result_features(network, read, display)
             final = conclude(network, read, features, display)
-            seen = None if read.recipe.rounds else features_with_nouns(network, read, features)  # or written already
+            nouns = () if read.recipe.rounds else nouns_of(network, read, features)
             if journal.folder:
-                before = read_nouns(journal.folder) if read.recipe.rounds else ()
-                nouns = before if seen is None else noun_rows(network, seen, read.paths)
+                nouns = read_nouns(journal.folder) if read.recipe.rounds else nouns  # written before the rounds
                 made = run_of(network, read, journal.record, final, nouns, display)
                 outcome = journal.end(journal.folder, made, nouns, display.progress)
                 _say_done(read, outcome, display)
@@ -126,7 +125,6 @@ def train(network: Network, images: ImagesRead, journal: Journal, display: Displ
     else:
         journal.baseline = _measured_before(network, images, journal, display)
         journal.save(state := State(), network)
-    journal.open_history()
     watch = Stopwatch(display.progress)
     alternation = rounds_of(
         network,
@@ -154,7 +152,7 @@ def train(network: Network, images: ImagesRead, journal: Journal, display: Displ
     if state.round and recipe.average < 1:
         average_weights(network.body, journal.checkpoints.body(state.round - 1), recipe.average)
         if recipe.average and not network.frozen_statistics:
-            compute = compute_of(network, recipe, store.partition, exact=True)
+            compute = compute_of(network, recipe, store.partition, float32=True)
             measure_statistics(network, store.images, compute, request.seed)
     reason = "all rounds done" if state.round >= recipe.rounds else "ended on request"
     return state.round, SETTLED if state.settled >= recipe.patience else reason
@@ -168,8 +166,7 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
     if images.truth is None and not knows_nouns(network, images.recipe):
         return {}
     features = result_features(network, images, display)
-    seen = features_with_nouns(network, images, features)
-    nouns = noun_rows(network, seen, images.paths) if seen is not None and journal.folder else ()
+    nouns = nouns_of(network, images, features)
     if nouns and journal.folder:
         journal.folder.write_rows(NOUNS, nouns)
     if images.truth is None:
@@ -187,7 +184,7 @@ def _measured_before(network: Network, images: ImagesRead, journal: Journal, dis
 def result_features(network: Network, images: ImagesRead, display: Display) -> Tensor:
     """Return this rank's features for a result: those that are known, or of the network as it is now."""
     known = images.known
-    return exact_features(network, images.store, images.recipe, display) if known is None else known
+    return pass_features(network, images.store, images.recipe, display) if known is None else known
 
 
 def conclude(network: Network, images: ImagesRead, features: Tensor, display: Display) -> Conclusion:
@@ -202,7 +199,7 @@ def conclude(network: Network, images: ImagesRead, features: Tensor, display: Di
             seed=images.decided.request.seed,
             reduction=reduction_of(recipe, network.feature_dim, network.classifier),
             clustering=kmeans_of_result(recipe),
-            compute=compute_of(network, recipe, store.partition, exact=True),
+            compute=compute_of(network, recipe, store.partition, float32=True),
             features=features,
         )
     except NonFiniteError as error:

@@ -5,17 +5,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-import torch
-
 from deepcluster.fitting.plan import decide, with_precision
 from deepcluster.fitting.values import Request, Start
 from deepcluster.images import Images, find
 from deepcluster.learning.features import crop_side
-from deepcluster.nets.network import Network
-from deepcluster.nets.timm import checked_size
+from deepcluster.nets.network import Network, trial
 from deepcluster.recipes.auto import FEW_IMAGES, Plan
 from deepcluster.recipes.build import network_of
-from deepcluster.recipes.options import AFTER_READING, AUTO, Recipe, to_toml
+from deepcluster.recipes.options import AFTER_READING, AUTO, to_toml
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.machine import check_fits
@@ -31,7 +28,8 @@ def announce(start: Start, request: Request, network: Network, images: int, disp
     plan = start.plan
     recipe = plan.recipe
     if recipe.within_image:
-        _check_crops(network, recipe)
+        advice = ", or --set within_image=0, which sees no centre crops"
+        trial(network.body, recipe.backbone, crop_side(recipe.image_size), advice=advice)
     display.say("Network", plan.network)
     for step, name in request.steps.names.items():
         display.say("Step", f"{step}: {name}")
@@ -43,16 +41,6 @@ def announce(start: Start, request: Request, network: Network, images: int, disp
     size = 4 * images * (dim + 2 * min(recipe.dims or 256, dim))  # float32, with the reduced rows and their copy
     display.say("Features", f"{images:,} x {dim:,} on {network.mean.device}, {math.ceil(size / 1e6):,} MB of memory")
     check_fits("the matrix of features", size, "fit a part of the images, and then predict the others")
-
-
-def _check_crops(network: Network, recipe: Recipe) -> None:
-    """Raise UsageError if the network cannot take the centre crops of images."""
-    side = crop_side(recipe.image_size)
-    training = network.training
-    network.eval()  # batch normalisation learns nothing from it
-    with checked_size(recipe.backbone, side, ", or --set within_image=0, which sees no centre crops"), torch.no_grad():
-        network.features(torch.zeros(1, 3, side, side, device=network.mean.device))
-    network.train(training)
 
 
 def dry_run(images: Images, request: Request, display: Display) -> str:

@@ -85,12 +85,14 @@ class Journal:
                 folder.write(name, content)
             else:
                 folder.write_rows(name, content)
+        if not self.decided.start.is_resumed:
+            folder.write_rows("history.csv", (), *self.more)
         folder.write_rows(IMAGES, self.images.table.rows)
         if not folder.has(LOG):
             folder.write(LOG, log.lines())
 
     def restore(self, network: Network) -> State:
-        """Restore the network from the last checkpoint, and return its state."""
+        """Restore the network and history.csv from the last checkpoint, and return its state."""
         assert self.checkpoint, "only a run that goes on is restored"
         about = self.checkpoint.about
         with fitting(self.checkpoints.folder):
@@ -99,6 +101,8 @@ class Journal:
         self.begun -= about["elapsed"]
         self.baseline = about["baseline"]
         self.rows = about["history"]
+        if self.folder:  # it may have a round more, after the checkpoint
+            self.folder.write_rows("history.csv", self.rows, *self.more)
         return state
 
     def save(self, state: State, network: Network) -> None:
@@ -114,11 +118,6 @@ class Journal:
                 "history": self.rows,
             }
             self.checkpoints.write(state, network.state_dict(), about)
-
-    def open_history(self) -> None:
-        """Write the rows of the rounds that the checkpoint has."""
-        if self.folder:
-            self.folder.write_rows("history.csv", self.rows, *self.more)
 
     def add(self, finished: Round, seconds: Mapping[str, float]) -> Mapping[str, Any]:
         """Write the row of a round whose steps took so many ``seconds``, and return it."""
@@ -161,8 +160,8 @@ class Journal:
                 target.write_rows(NOUNS, nouns)
             write_features(target, run.rows)
             model_files.save_in_run(run.model, target)
-            if run.rows.embeddings.known:
-                target.write_tensors(model_files.EMBEDDINGS, run.rows.embeddings.known)
+            if run.rows.layouts.known:
+                target.write_tensors(model_files.EMBEDDINGS, run.rows.layouts.known)
             target.write(CLUSTERS, encoded(run.model, run.facts, Made()))
             seconds = round(time.perf_counter() - self.begun, 2)
             self.end_phase(

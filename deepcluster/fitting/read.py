@@ -19,6 +19,7 @@ from deepcluster.images.source import skipped_in_words
 from deepcluster.images.store import Store
 from deepcluster.learning.features import certainty_of, extract
 from deepcluster.nets.network import Network
+from deepcluster.nets.timm import nouns
 from deepcluster.recipes.auto import RECTIFIED, Plan
 from deepcluster.recipes.build import compute_of
 from deepcluster.recipes.options import AUTO, Recipe, to_toml
@@ -30,6 +31,7 @@ from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.tables import CsvRow
+from deepcluster.storage.content import Row
 from deepcluster.storage.lock import scratch_of
 from deepcluster.texts import plural
 
@@ -48,7 +50,6 @@ def read_images(decided: Decided, network: Network, processes: Processes, displa
 
 
 def _of_images(decided: Decided, network: Network, processes: Processes, display: Display) -> ImagesRead:
-    """Read the images as pixels."""
     start = decided.start
     source = decided.source
     progress = partial(display.progress, "reading")
@@ -76,7 +77,6 @@ def _of_images(decided: Decided, network: Network, processes: Processes, display
         "recipe.toml": to_toml(plan.recipe),
         "duplicates.csv": [*duplicate_rows(alike, [source.paths[i] for i in store.usable])],
         SHEET: sprite_sheet(pictures, used) if processes.is_main else b"",
-        **({} if start.is_resumed else {"history.csv": []}),
     }
     return ImagesRead(decided, store, plan, digests, beginning, known)
 
@@ -91,10 +91,7 @@ def _of_features(decided: Decided, features: Tensor, processes: Processes) -> Im
     no_images = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     store = Store(no_images, tuple(range(total)), (), Partition.of(processes, len(processes.part(total))))
     digests = dict(zip(source.paths, row_digests(features), strict=True))
-    beginning: dict[str, str | bytes | Sequence[CsvRow]] = {
-        "recipe.toml": "\n".join(settings) + "\n",
-        "history.csv": [],
-    }
+    beginning: dict[str, str | bytes | Sequence[CsvRow]] = {"recipe.toml": "\n".join(settings) + "\n"}
     if pictures is not None:
         beginning[SHEET] = sprite_sheet(tiny_pictures(pictures, 0, total), total)
         pictured = with_picture(pictures)
@@ -111,8 +108,8 @@ def _plan_for(store: Store, start: Start, network: Network, display: Display) ->
         certainty = None
         if start.requested.base == AUTO and plan.recipe.backbone.startswith(RECTIFIED):  # no other recipe asks
             if not plan.recipe.rounds:
-                first_pass = exact_features(network, store, plan.recipe, display)
-            compute = compute_of(network, plan.recipe, store.partition, exact=True)
+                first_pass = pass_features(network, store, plan.recipe, display)
+            compute = compute_of(network, plan.recipe, store.partition, float32=True)
             certainty = certainty_of(network, store.images, compute, first_pass)
         count = len(store.usable)
         if count != facts.count or certainty is not None:
@@ -122,10 +119,10 @@ def _plan_for(store: Store, start: Start, network: Network, display: Display) ->
     return with_precision(plan, network), first_pass
 
 
-def exact_features(network: Network, store: Store, recipe: Recipe, display: Display) -> Tensor:
+def pass_features(network: Network, store: Store, recipe: Recipe, display: Display) -> Tensor:
     """Return this rank's features (float32, n x D) by the network as it is now, as a result has them."""
     progress = display.progress if recipe.rounds else PassForecast(display, recipe.image_size)
-    return extract(network, store.images, compute_of(network, recipe, store.partition, progress, exact=True))
+    return extract(network, store.images, compute_of(network, recipe, store.partition, progress, float32=True))
 
 
 def knows_nouns(network: Network, recipe: Recipe) -> bool:
@@ -133,12 +130,15 @@ def knows_nouns(network: Network, recipe: Recipe) -> bool:
     return recipe.weights == "timm" and network.classifier is not None
 
 
-def features_with_nouns(network: Network, images: ImagesRead, features: Tensor) -> Tensor | None:
-    """Return the ``features`` (this rank's) of all images on the sheet, on the main rank. A collective.
+def nouns_of(network: Network, images: ImagesRead, features: Tensor) -> Sequence[Row]:
+    """Return the content of nouns.csv by this rank's ``features`` before any training. A collective.
 
-    None if the network knows no nouns of them.
+    It is of the images on the sheet; none if the network knows no nouns.
     """
     if not knows_nouns(network, images.recipe):
-        return None
+        return ()
     partition = images.store.partition
-    return partition.to_main(features, torch.tensor(on_sheet(partition.total)))
+    rows = on_sheet(partition.total)
+    seen = partition.index_select(features, torch.tensor(rows))
+    named = zip(rows, nouns(images.recipe.backbone, network.classifier, seen), strict=False)
+    return [{"path": images.paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in named]

@@ -1,1 +1,1 @@
-"""From final features to the clusters a person sees: graph, embedding, cut, tree, choice of k, drift."""
+"""From final features to the clusters a person sees: graph, layout, cut, tree, choice of k, drift."""

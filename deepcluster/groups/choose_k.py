@@ -11,10 +11,10 @@ import scipy  # the parts at first use: `predict` waits for none
 import torch
 from torch import Tensor
 
-from deepcluster.groups.cut import EMBEDDINGS, positions_of
+from deepcluster.groups.cut import LAYOUTS, positions_of
 from deepcluster.groups.graph import (
     CURVES,
-    Embeddings,
+    Layouts,
     Points,
     graph_rows,
     leading_eigenvectors,
@@ -46,31 +46,30 @@ def plausible_numbers(
     *,
     seed: int = 0,
     shared: bool = True,
-    embed: Embeddings | None = None,
+    layouts: Layouts | None = None,
 ) -> list[Candidate]:
     """Return up to four numbers of clusters for N x d rows of length 1: the guess (2 to ``MAX_CLUSTERS``) first.
 
     The guess is the geometric mean of the finest plausible number of cuts and the :func:`spectral_number`: the first is
-    often too large, the second too small. Ward's trees of the embeddings (graph.py) are cut into all numbers. The score
+    often too large, the second too small. Ward's trees of the layouts (graph.py) are cut into all numbers. The score
     of a number is the mean silhouette of its cuts there (Lowe et al. 2024) times their mean modularity (Newman and
     Girvan 2004): the silhouette alone often prefers two clusters, the modularity alone too many. The guess is
     larger if the network sees more than ``MANY_NOUNS`` nouns, because of many kinds the graph shows too few. Half of
     it, twice and four times follow. The list is empty for fewer than 4 distinct rows.
 
     Args:
-        reduced: The rows.
         nouns: A noun that the network sees in each of many images, and its probability; none if it knows no nouns.
-        seed: As of the cut, which may need the same embeddings.
-        shared: Compute the embeddings that the cut needs; False if the cut is by k-means of the features.
-        embed: May know the graph and the embeddings of these rows.
+        seed: As of the cut, which may need the same layouts.
+        shared: Compute the layouts that the cut needs; False if the cut is by k-means of the features.
+        layouts: May know the graph and the layouts of these rows.
     """
-    embed = Embeddings() if embed is None else embed
+    layouts = Layouts() if layouts is None else layouts
     rows = reduced[graph_rows(reduced, derive(seed, "cut"), ROWS)]
     if len(rows) < 4:
         return []
-    count = EMBEDDINGS if shared and len(rows) < ROWS else len(CURVES)
-    positions = positions_of(rows, count, derive(seed, "cut"), embed).numpy()
-    ties = embed.ties(rows)
+    count = LAYOUTS if shared and len(rows) < ROWS else len(CURVES)
+    positions = positions_of(rows, count, derive(seed, "cut"), layouts).numpy()
+    ties = layouts.ties(rows)
 
     def measured(numbers: npt.NDArray[np.int64]) -> Scores:
         means: Scores = np.mean([cut_measures(points, ties, numbers) for points in positions], 0)

@@ -12,18 +12,18 @@ from torch import Tensor
 from deepcluster.clustering import blocks
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import assigner, best_of, kmeans
-from deepcluster.groups.graph import CURVES, Embeddings, graph_rows, modularity
+from deepcluster.groups.graph import CURVES, Layouts, graph_rows, modularity
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-KMEANS_STARTS = 10  # of k-means, in every embedding
-EMBEDDINGS = 4  # ten are no better on 18 sets (benchmarks/log); of more than 3,750 rows there are fewer
+KMEANS_STARTS = 10  # of k-means, in every layout
+LAYOUTS = 4  # ten are no better on 18 sets (benchmarks/log); of more than 3,750 rows there are fewer
 FOUND_AGAIN = 0.1  # share of all starts that come to nearly the same clusters,
 MIN_AGREEMENT = 0.8  # by the adjusted Rand index
-EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time, but one by each curve
+LAYOUT_ROWS = 15_000  # of all layouts together: with more rows there are fewer, for time, but one by each curve
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
 ROWS_AT_ONCE = 1024  # that are placed
@@ -57,25 +57,24 @@ class Placement:
     rival: Tensor  #: int64, its nearest centroid
 
 
-def cut_features(reduced: Tensor, k: int, *, seed: int = 0, embed: Embeddings | None = None) -> Cut:
-    """Cut N x d features (rows of length 1) into ``k`` clusters, by k-means of an embedding of their neighbour graph.
+def cut_features(reduced: Tensor, k: int, *, seed: int = 0, layouts: Layouts | None = None) -> Cut:
+    """Cut N x d features (rows of length 1) into ``k`` clusters, by k-means of a layout of their neighbour graph.
 
-    The embedding (graph.py) makes clusters of any shape compact. It differs with its seed, so the graph chooses among
+    The layout (graph.py) makes clusters of any shape compact. It differs with its seed, so the graph chooses among
     several: the clusters that hold most of its ties. k-means inside a cluster, in the features, makes the centroids
     that stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows
     per cluster, k-means of the features makes the clusters.
 
     Args:
-        reduced: N x d features.
-        seed: For the sample, the embeddings and the k-means.
-        embed: May know the graph and the embeddings of the rows.
+        seed: For the sample, the layouts and the k-means.
+        layouts: May know the graph and the layouts of the rows.
     """
-    embed = Embeddings() if embed is None else embed
+    layouts = Layouts() if layouts is None else layouts
     seed = derive(seed, "cut")
     rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
         return as_clusters(best_of(KMEANS_STARTS, reduced, k, seed))
-    labels = _labels(positions_of(rows, EMBEDDINGS, seed, embed), k, embed.ties(rows), seed)
+    labels = _labels(positions_of(rows, LAYOUTS, seed, layouts), k, layouts.ties(rows), seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
         _inside(rows, labels == cluster, derive(seed, "inside", cluster))
@@ -87,19 +86,19 @@ def cut_features(reduced: Tensor, k: int, *, seed: int = 0, embed: Embeddings | 
     return Cut(cut.centroids, torch.argsort(torch.argsort(placed, descending=True, stable=True))[cut.cluster_of])
 
 
-def positions_of(rows: Tensor, embeddings: int, seed: int, embed: Embeddings) -> Tensor:
-    """Return up to so many embeddings of the distinct rows of a cut; the more rows, the fewer."""
-    count = min(embeddings, max(len(CURVES), EMBEDDED_ROWS // len(rows)))
-    return embed(rows, [derive(seed, "embedding", i) for i in range(count)])
+def positions_of(rows: Tensor, most: int, seed: int, layouts: Layouts) -> Tensor:
+    """Return up to ``most`` layouts of the distinct rows of a cut; the more rows, the fewer."""
+    count = min(most, max(len(CURVES), LAYOUT_ROWS // len(rows)))
+    return layouts(rows, [derive(seed, "embedding", i) for i in range(count)])
 
 
-def _labels(embeddings: Tensor, k: int, ties: "csr_array", seed: int) -> Tensor:
-    """Return the clusters (int64) of rows by k-means of their embeddings.
+def _labels(layouts: Tensor, k: int, ties: "csr_array", seed: int) -> Tensor:
+    """Return the clusters (int64) of rows by k-means of their layouts.
 
-    All starts of all embeddings compete. The largest modularity counts, unless hardly any other start comes to nearly
+    All starts of all layouts compete. The largest modularity counts, unless hardly any other start comes to nearly
     the same clusters: such a lucky start is not found again with another seed.
     """
-    starts = product(enumerate(embeddings), range(KMEANS_STARTS))
+    starts = product(enumerate(layouts), range(KMEANS_STARTS))
     labelings = [best_of(1, positions, k, derive(seed, "starts", i, start)).labels for (i, positions), start in starts]
     best_first = sorted(labelings, key=lambda labels: -modularity(ties, labels.numpy()))
 

@@ -1,6 +1,6 @@
-"""The neighbour graph of features, and its embedding in a space with neighbours together and all others apart.
+"""The neighbour graph of features, and its layout in a space with neighbours together and all others apart.
 
-cut.py cuts clusters from the embedding in ten dimensions; in two dimensions it is the map of the report.
+cut.py cuts clusters from the layout in ten dimensions; in two dimensions it is the map of the report.
 """
 
 import hashlib
@@ -118,7 +118,7 @@ def leading_eigenvectors(ties: "csr_array", count: int, seed: int) -> tuple[Numb
     return values[order], vectors[:, order]
 
 
-def spectral_start(ties: "csr_array", dims: int, seed: int) -> Points:
+def spectral_positions(ties: "csr_array", dims: int, seed: int) -> Points:
     """Return positions (float32, N x dims) of the N images of a graph by its leading eigenvectors."""
     size = ties.shape[0]
     if size < 3:
@@ -129,7 +129,7 @@ def spectral_start(ties: "csr_array", dims: int, seed: int) -> Points:
     return positions
 
 
-def embedding(
+def graph_layout(
     ties: "csr_array", dims: int, seed: int, start: Points | None = None, curve: tuple[float, float] = CURVES[0]
 ) -> Points:
     """Return positions (float32, N x dims) of the N images of a graph.
@@ -139,7 +139,7 @@ def embedding(
     repel all. So clusters of any shape become compact, which k-means needs.
     """
     size = ties.shape[0]
-    start = spectral_start(ties, dims, derive(seed, "start")) if start is None else start
+    start = spectral_positions(ties, dims, derive(seed, "start")) if start is None else start
     if size < 3:
         return start
     random = generator(seed, "embedding")
@@ -171,17 +171,17 @@ def embedding(
     return centred
 
 
-def embedded(ties: "csr_array", seeds: Sequence[int]) -> Tensor:
+def graph_layouts(ties: "csr_array", seeds: Sequence[int]) -> Tensor:
     """Embed a graph once per seed, by the curves in turn, from the same leading eigenvectors."""
-    start = spectral_start(ties, DIMENSIONS, derive(seeds[0], "start"))
+    start = spectral_positions(ties, DIMENSIONS, derive(seeds[0], "start"))
     pairs = zip(seeds, itertools.cycle(CURVES), strict=False)
-    positions = in_threads(lambda pair: embedding(ties, DIMENSIONS, pair[0], start, pair[1]), pairs)
+    positions = in_threads(lambda pair: graph_layout(ties, DIMENSIONS, pair[0], start, pair[1]), pairs)
     return torch.stack([*map(torch.from_numpy, positions)])
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """Computes graphs and embeddings once: they take most of a cut's time and serve all cuts."""
+class Layouts:
+    """Computes graphs and layouts once: they take most of a cut's time and serve all cuts."""
 
     #: Positions by the digest of rows and seeds, and graphs by the digest of the rows, so other rows never get them.
     known: dict[str, Tensor] = field(default_factory=dict)
@@ -190,7 +190,7 @@ class Embeddings:
         """Return positions (float32, number of seeds x N x ``DIMENSIONS``) of N distinct rows."""
         key = _digest(rows, DIMENSIONS, *seeds)
         if key not in self.known or self.known[key].shape != (len(seeds), len(rows), DIMENSIONS):
-            self.known[key] = embedded(self.ties(rows), seeds)
+            self.known[key] = graph_layouts(self.ties(rows), seeds)
         return self.known[key]
 
     def ties(self, rows: Tensor) -> "csr_array":
@@ -218,7 +218,7 @@ def layout(reduced: Tensor, seed: int = 0) -> Points:
     and seed give the same positions on one machine.
     """
     rows = graph_rows(reduced, seed, LANDMARKS)
-    positions = embedding(neighbour_ties(reduced[rows]), 2, seed)
+    positions = graph_layout(neighbour_ties(reduced[rows]), 2, seed)
     return extended_layout(positions, rows.tolist(), range(len(reduced)), reduced)
 
 

@@ -1,6 +1,7 @@
-"""Images by number: arrays, .npy files, ``Dataset`` objects and lists of images."""
+"""Images by number: arrays, .npy files, ``Dataset`` objects, lists of images, and data sets by name."""
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +17,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, explain, upright
-from deepcluster.images.source import Encoded, Items, Numbered, Source, row_names, without_links
+from deepcluster.images.source import Items, Numbered, Source, row_names
 from deepcluster.runtime.bounded import check_file
 from deepcluster.texts import one_line
 
@@ -34,8 +35,8 @@ def from_dataset(dataset: Any, name: str, location: str, labels: tuple[str, ...]
 
     An item is a PIL image, an array or tensor (uint8, or floats in [0, 1]), a tuple that begins with one (the rest,
     labels, is ignored), or a dict with one under ``image``. A data set of Hugging Face must have one column of images,
-    which are decoded as files are; else DataError. ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
-    not an image.
+    which are decoded as files are; else DataError. An item that is not an image raises ``Undecodable`` or ``OSError``
+    when it is read.
     """
     holder = location if ":" in location else ""  # the name that a library knows
     items = _hugging_face(dataset, holder) if hasattr(dataset, "cast_column") else _Dataset(holder, dataset)
@@ -47,7 +48,7 @@ class _Dataset(Numbered):
     dataset: Any
     lock: AbstractContextManager[object] = field(default_factory=Lock)  # a data set need not be thread-safe
 
-    def read(self, i: int, size: int | None = None) -> Image.Image:
+    def content(self, i: int) -> Image.Image:
         try:
             with self.lock:
                 return picture(self.dataset[i])
@@ -151,7 +152,7 @@ def from_bytes(contents: Sequence[Any]) -> Source:
 
 
 @dataclass(frozen=True)
-class _Encoded(Encoded, Numbered):
+class _Encoded(Numbered):
     contents: Sequence[Any]
 
     def content(self, i: int) -> BinaryIO:
@@ -159,7 +160,7 @@ class _Encoded(Encoded, Numbered):
 
 
 @dataclass(frozen=True)
-class _HuggingFace(Encoded, Numbered):
+class _HuggingFace(Numbered):
     encoded: Any
     column: str
 
@@ -247,6 +248,55 @@ def from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.ND
             raise DataError(f"{title} has {not_pixels(array)}")
     elif array.dtype != np.uint8:
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
-    place = "" if in_memory else without_links(location)
+    is_file = Path(location).is_absolute()  # else it is the name of a data set, or in memory
+    place = "" if in_memory else os.path.realpath(location) if is_file else location
     texts = None if labels is None else tuple(map(str, labels.tolist()))
     return Source(name, location, row_names(len(array)), _Dataset(place, array, nullcontext()), texts)
+
+
+# ---- data sets of libraries, by name ---------------------------------------------------------------------------------
+
+
+def from_sklearn(name: str) -> Source:
+    """Return the digits of scikit-learn, the only data set that it installs as images."""
+    if name != "digits":
+        raise DataError(f"unknown data set sklearn:{one_line(name)}: only sklearn:digits is available")
+    from sklearn.datasets import load_digits  # takes a second
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return from_array(grey, "digits", "sklearn:digits", digits.target)
+
+
+def from_torchvision(name: str) -> Source:
+    """Return a data set of torchvision as its class gives it by default, downloaded once into the cache folder."""
+    from torchvision import datasets  # noqa: TID251 (torchvision:NAME)
+
+    titles = {title.lower(): title for title in datasets.__all__}
+    if name.lower() not in titles:
+        raise DataError(f"unknown data set torchvision:{one_line(name)}: torchvision:CIFAR10 is one, for example")
+    title = titles[name.lower()]
+    cache = cache_folder(title)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        dataset = getattr(datasets, title)(str(cache), download=True)
+    except Exception as error:  # the classes raise many kinds
+        raise DataError(
+            f"torchvision:{title} cannot be downloaded into {one_line(str(cache))}: {one_line(str(error))}. Check the"
+            " connection and type the same again, or make the data set in Python: DeepCluster().fit(DATASET)"
+        ) from error
+    return from_dataset(dataset, title, f"torchvision:{title}", _class_names(dataset))
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder that a torchvision data set is downloaded to."""
+    return Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser() / name
+
+
+def _class_names(dataset: Any) -> tuple[str, ...] | None:
+    """Return the classes of the images, by name if there are names; None if an image may have several."""
+    values = next((getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), ())
+    if np.ndim(values) != 1 or len(values) != len(dataset):
+        return None
+    names = getattr(dataset, "classes", None)
+    return tuple(str(names[int(value)] if names else value) for value in np.asarray(values).tolist())

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE
 
 SIDE = 16  # px of the small pictures
 MAX_DISTANCE = 0.1  # root mean square difference, as a share of the larger standard deviation
@@ -39,7 +40,7 @@ def near_duplicates(
     first image of the set: the root mean square difference as a share of the contrast.
     """
     tensors = [images] if isinstance(images, Tensor) else images
-    partition = partition or Partition.single(sum(map(len, tensors)))
+    partition = partition or Partition.of(ALONE, sum(map(len, tensors)))
     parts = [_described(part) for rows in tensors for part in rows.split(IMAGES_AT_ONCE) if len(part)]
     none = torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 4 + 3 * SIDE**2, dtype=torch.uint8)
     hashes, light, pictures = (partition.gather(torch.cat(rows)) for rows in zip(none, *parts, strict=True))

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images import arrays, data_sets, shards
+from deepcluster.images import arrays, shards
 from deepcluster.images.arrays import is_tensor, without_torch
 from deepcluster.images.decode import Reason, explain, not_a_file
 from deepcluster.images.lists import LISTS, absolute, distinct, is_text, located, read_list, standard_input
-from deepcluster.images.source import BESIDE, LINK, WHAT_TO_TYPE, Encoded, Origin, Source, is_hidden
+from deepcluster.images.source import BESIDE, LINK, WHAT_TO_TYPE, Items, Origin, Source, is_hidden
 from deepcluster.runtime.bounded import is_run
 from deepcluster.texts import one_line
 
@@ -32,7 +32,7 @@ class Dataset(Protocol):
     def __getitem__(self, i: int, /) -> Any: ...
 
 
-LIBRARIES = {"sklearn": data_sets.from_sklearn, "torchvision": data_sets.from_torchvision}
+LIBRARIES = {"sklearn": arrays.from_sklearn, "torchvision": arrays.from_torchvision}
 
 # Everything that :func:`find` takes.
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
@@ -259,7 +259,7 @@ def _folder_names(files: Sequence[Path]) -> tuple[str, ...] | None:
 
 
 @dataclass(frozen=True)
-class _Files(Encoded):
+class _Files(Items):
     paths: Sequence[str | Path]  # absolute, or below ``folder``
     folder: Path = Path()
     real_folder: Path | None = None  # of ``folder``; no link below it is followed

@@ -285,7 +285,7 @@ def _images_of_rows(
 class _NoPictures(Numbered):
     ids: Sequence[str] | None = None
 
-    def read(self, i: int, size: int | None = None) -> Image.Image:
+    def content(self, i: int) -> Image.Image:
         raise Undecodable("features without a file")
 
     def origin(self, i: int) -> Origin:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from deepcluster.errors import DataError
 from deepcluster.images.decode import OTHER, SMALL_FILE, SUFFIXES, Reason, explain
-from deepcluster.images.source import RAW_SUFFIXES, VIDEO_SUFFIXES, Encoded, Origin, Source, is_hidden
+from deepcluster.images.source import RAW_SUFFIXES, VIDEO_SUFFIXES, Items, Origin, Source, is_hidden
 from deepcluster.runtime.bounded import check_file
 from deepcluster.texts import one_line
 
@@ -204,7 +204,7 @@ def _label_in(content: bytes, kind: str) -> str | None:
     return None
 
 
-class _Archives(Encoded):
+class _Archives(Items):
     """Archives that are open to read images by number. An image costs 16 bytes: its position and its size."""
 
     def __init__(self, files: Mapping[str, Path]):

@@ -1,12 +1,9 @@
 """Source: images that exist but are not yet read, and why some are left out."""
 
 import os
-from abc import abstractmethod
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -37,40 +34,22 @@ class Origin(NamedTuple):
 
 
 class Items(Protocol):
-    """Images by number: how to read them, and their origin. A class for each kind of source."""
+    """Images by number: their contents and origins. A class for each kind of source."""
 
     of_files: bool = False  # an image may be a file of its own
 
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        """Return the i-th image in mode RGB, reduced as in ``decode`` if ``size`` is given and the image is encoded.
+    def content(self, i: int) -> Path | BinaryIO | Image.Image:
+        """Return the file of the i-th image, a stream of its bytes, or an image in mode RGB.
 
         Raises ``Undecodable`` or ``OSError``.
         """
         ...
-
-    def short_side(self, i: int) -> int:
-        """Return the shorter side of the i-th image in px, by its header if it is encoded. Raises as ``read``."""
-        return min(self.read(i).size)
 
     def file(self, i: int) -> Path | None:
         """Return the absolute path of the i-th image; None for one that is no file."""
         return None
 
     def origin(self, i: int) -> Origin: ...
-
-
-class Encoded(Items):
-    """Images that are decoded as files are."""
-
-    @abstractmethod
-    def content(self, i: int) -> Path | BinaryIO:
-        """Return the file of the i-th image, or a stream of its bytes."""
-
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        return decode(self.content(i), size=size)
-
-    def short_side(self, i: int) -> int:
-        return min(sides(self.content(i)))
 
 
 @dataclass(frozen=True)
@@ -113,10 +92,17 @@ class Source:
         return Path(self.location) if is_folder else Path(self.location).parent
 
     def read(self, i: int, size: int | None = None) -> Image.Image:
-        return self.items.read(self._number(i), size)
+        """Return the i-th image in mode RGB, reduced as in ``decode`` if ``size`` is given and the image is encoded.
+
+        Raises ``Undecodable`` or ``OSError``.
+        """
+        content = self.items.content(self._number(i))
+        return content if isinstance(content, Image.Image) else decode(content, size=size)
 
     def short_side(self, i: int) -> int:
-        return self.items.short_side(self._number(i))
+        """Return the shorter side of the i-th image in px, by its header if it is encoded. Raises as ``read``."""
+        content = self.items.content(self._number(i))
+        return min(content.size if isinstance(content, Image.Image) else sides(content))
 
     def file(self, i: int) -> Path | None:
         return self.items.file(self._number(i))
@@ -173,43 +159,31 @@ def row_names(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def without_links(location: str) -> str:
-    """Return the location, without links on the way if it is a path."""
-    return os.path.realpath(location) if Path(location).is_absolute() else location
-
-
+@dataclass(frozen=True)
 class _Joined(Items):
-    def __init__(self, sources: Sequence[Source]):
-        self.sources = sources
-        self.ends = [*accumulate(len(source.paths) for source in sources)]
-        self.of_files = any(source.items.of_files for source in sources)
+    images: Sequence[tuple[Items, int]]  # with their numbers there
+    of_files: bool
 
-    def _at(self, i: int) -> tuple[Source, int]:
-        number = bisect_right(self.ends, i)
-        return self.sources[number], i - (self.ends[number - 1] if number else 0)
-
-    def read(self, i: int, size: int | None = None) -> Image.Image:
-        source, i = self._at(i)
-        return source.read(i, size)
-
-    def short_side(self, i: int) -> int:
-        source, i = self._at(i)
-        return source.short_side(i)
+    def content(self, i: int) -> Path | BinaryIO | Image.Image:
+        items, number = self.images[i]
+        return items.content(number)
 
     def file(self, i: int) -> Path | None:
-        source, i = self._at(i)
-        return source.file(i)
+        items, number = self.images[i]
+        return items.file(number)
 
     def origin(self, i: int) -> Origin:
-        source, i = self._at(i)
-        return source.origin(i)
+        items, number = self.images[i]
+        return items.origin(number)
 
 
 def joined(sources: Sequence[Source], name: str, location: str) -> Source:
     """Return the images of several sources, one source behind the other."""
     paths = tuple(path for source in sources for path in source.paths)
     labels = tuple(label for source in sources for label in source.labels or [""] * len(source.paths))
-    return Source(name, location, paths, _Joined(sources), labels if any(labels) else None)
+    images = [(source.items, source._number(i)) for source in sources for i in range(len(source.paths))]
+    items = _Joined(images, any(source.items.of_files for source in sources))
+    return Source(name, location, paths, items, labels if any(labels) else None)
 
 
 def is_hidden(name: str) -> bool:

@@ -32,7 +32,7 @@ class Features:
     """The features of a pass over the images: step 2."""
 
     rows: Tensor  #: n x D: this rank's
-    compute: Compute
+    compute: Compute  #: of the pass; its partition has the owners of the rows
     #: Features of some images and of their centre crops, 2 x m x D; None if step 3 does not ask.
     pairs: Tensor | None = None
 
@@ -65,10 +65,13 @@ def extract(
     compute = compute or Compute.of(network, images)
     batch_size = compute.batch_size
     training = network.training
-    exact = compute.dtype == torch.float32
+    in_float32 = compute.dtype == torch.float32
     width = network.embedding_dim if embedded else network.feature_dim
     where = compute.device_for(width)
     features = torch.empty(0, width, device=where)
+    count = len(images)
+    if not count and not compute.partition.processes.alone:  # a rank without images needs the type of the others' rows
+        images = images.new_zeros(1, *images.shape[1:])
 
     def prepare(begin: int) -> tuple[int, int, Tensor]:
         batch = images[begin : begin + batch_size]
@@ -80,8 +83,8 @@ def extract(
     try:
         with (
             torch.no_grad(),
-            torch.autocast(compute.device.type, compute.dtype, enabled=not exact),
-            exact_float32() if exact else nullcontext(),
+            torch.autocast(compute.device.type, compute.dtype, enabled=not in_float32),
+            exact_float32() if in_float32 else nullcontext(),
         ):
             for begin, end, views in prefetched(prepare, range(0, len(images), batch_size), compute.device):
                 outputs = forward(views)
@@ -92,7 +95,7 @@ def extract(
                 compute.progress(FEATURES_PHASE, end, len(images))
     finally:
         network.train(training)
-    return features
+    return features[:count]
 
 
 def crop_side(size: int) -> int:
@@ -120,11 +123,11 @@ def features_of(
     rows = rows.to(compute.device_for(rows.shape[1]))
     if not pairs:
         return Features(rows, compute)
+    chosen, own, of_some = _some(compute, MAX_PAIRS)
     size = crop_side(compute.size)
-    crops = centre_crop(images, size)
-    chosen, of_crops, few = _of_some(network, crops, MAX_PAIRS, replace(compute, size=size), embedded=embedded)
-    both = compute.partition.index_select(rows, chosen), few.all_gather(of_crops)
-    return Features(rows, compute, torch.stack([some.cpu().float() for some in both]))
+    of_crops = extract(network, centre_crop(images[own], size), replace(of_some, size=size), embedded=embedded)
+    both = compute.partition.index_select(rows, chosen), of_some.partition.all_gather(of_crops)
+    return Features(rows, compute, torch.stack([view.cpu().float() for view in both]))
 
 
 def device_of(reduction: Reduction, features: Features) -> torch.device:
@@ -136,8 +139,9 @@ def fitted(reduction: Reduction, features: Features) -> Whitening:
     """Return the map of step 3, the same on all ranks. A collective."""
     partition = features.compute.partition
     columns = features.rows.shape[1] + (len(reduction.classifier[1]) if reduction.classifier else 0)
-    few = partition.total <= max(MAX_GATHERED, columns)
-    rows, all_reduce = (partition.all_gather(features.rows), of_all) if few else (features.rows, partition.all_reduce)
+    is_gathered = partition.total <= max(MAX_GATHERED, columns)
+    all_reduce = of_all if is_gathered else partition.processes.all_reduce
+    rows = partition.all_gather(features.rows) if is_gathered else features.rows
     made = reduction.fit(rows, features.pairs, device_of(reduction, features), all_reduce)
     # The main rank's: another machine may turn an eigenvector round.
     tensors = partition.processes.broadcast_tensors(lambda: {"mean": made.mean, "projection": made.projection})
@@ -160,30 +164,20 @@ def certainty_of(network: Network, images: Tensor, compute: Compute, features: T
     """
     if network.classifier is None:
         return None
-    _, features, few = _of_some(network, images, MAX_CERTAINTY_IMAGES, compute, known=features)
+    _, own, of_some = _some(compute, MAX_CERTAINTY_IMAGES)
+    features = extract(network, images[own], of_some) if features is None else features[own]
     largest = F.linear(features.float().cpu(), *network.classifier).softmax(1).amax(1)
-    return float(few.all_reduce(largest.double().sum())) / few.total
+    return float(compute.partition.processes.all_reduce(largest.double().sum())) / of_some.partition.total
 
 
-def _of_some(
-    network: Network,
-    images: Tensor,
-    count: int,
-    compute: Compute,
-    *,
-    embedded: bool = False,
-    known: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Partition]:
-    """Return the numbers of evenly chosen images, this rank's features of them, and the ranks that own them.
+def _some(compute: Compute, count: int) -> tuple[Tensor, Tensor, Compute]:
+    """Return ``count`` evenly chosen rows, their numbers among this rank's rows, and the settings for a pass over them.
 
-    ``known``: This rank's features of all images; None: a pass computes those of the chosen ones.
+    A collective.
     """
     partition = compute.partition
     chosen = torch.linspace(0, partition.total - 1, min(partition.total, count), dtype=torch.float64).long()
     local = partition.local
-    of_rank = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
-    few = Partition.of(partition.processes, len(of_rank))
-    if known is not None:
-        return chosen, known[of_rank], few
-    some = replace(compute, partition=few, progress=ignore_progress)  # the large pass alone reports its progress
-    return chosen, extract(network, images[of_rank], some, embedded=embedded), few
+    own = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
+    of_some = Partition.of(partition.processes, len(own))
+    return chosen, own, replace(compute, partition=of_some, progress=ignore_progress)  # the large pass alone reports

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.agreement import LabelChange, repeated
 from deepcluster.clustering.kmeans import means
 from deepcluster.clustering.whitening import unit_rows
 from deepcluster.errors import UsageError
+from deepcluster.learning.features import Features
 from deepcluster.nets.network import Network
 from deepcluster.records import Clustering
-from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
 
@@ -155,7 +155,7 @@ def all_pairs(embeddings: Tensor, images: int, total: int, processes: Processes)
 def instance_loss(pairs: Tensor, numbers: Tensor, temperature: float) -> Tensor:
     """SimCLR's loss, the finest level of PCL: a view must be nearest to the other view of its image among all views.
 
-    ``pairs``: Embeddings of the first views of B images, then of their second views: 2B x D.
+    ``pairs``: Layouts of the first views of B images, then of their second views: 2B x D.
     ``numbers``: Indices of the B images. If an image is drawn twice, its views are not told apart.
     """
     images = len(numbers)
@@ -167,17 +167,11 @@ def instance_loss(pairs: Tensor, numbers: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy((units @ units.T / temperature).masked_fill(same, -torch.inf), other)
 
 
-# network, this rank's features (n x D), clusterings, partition, random: puts the classifier of this round on top
-Head = Callable[[Network, Tensor, Sequence[Clustering], Partition, torch.Generator], None]
+# network, features, clusterings, random: puts the classifier of this round on top
+Head = Callable[[Network, Features, Sequence[Clustering], Generator], None]
 
 
-def new_linear_head(
-    network: Network,
-    features: Tensor,
-    clusterings: Sequence[Clustering],
-    partition: Partition,
-    random: torch.Generator,
-) -> None:
+def new_linear_head(network: Network, features: Features, clusterings: Sequence[Clustering], random: Generator) -> None:
     """Put the paper's head on the network: a new linear classifier, with the outputs of all clusterings side by side.
 
     Examples:
@@ -199,15 +193,11 @@ class CentroidHead:
     temperature: float
 
     def __call__(
-        self,
-        network: Network,
-        features: Tensor,
-        clusterings: Sequence[Clustering],
-        partition: Partition,
-        random: torch.Generator,
+        self, network: Network, features: Features, clusterings: Sequence[Clustering], random: Generator
     ) -> None:
-        rows = partition.gather(unit_rows(features))
-        made = partition.processes.broadcast_tensors(
+        partition = features.compute.partition
+        rows = partition.gather(unit_rows(features.rows))
+        tensors = partition.processes.broadcast_tensors(
             lambda: {"means": torch.cat([means(rows, one.labels, len(one.centroids)) for one in clusterings])}
         )
-        network.centroid_head(made["means"], self.temperature)
+        network.centroid_head(tensors["means"], self.temperature)

@@ -216,7 +216,10 @@ class _Training:
             done = epoch * count + (batch.step + 1) * count // steps
             compute.progress(TRAINING_PHASE, done, learning.epochs * count)
         mean_loss = processes.all_reduce(mean_loss) / processes.world_size
-        check_finite(mean_loss, f"round {targets.round}, epoch {epoch},", self.optimizers[0].param_groups[0]["lr"])
+        if not torch.isfinite(mean_loss):
+            lr = self.optimizers[0].param_groups[0]["lr"]
+            loss = f"the loss of round {targets.round}, epoch {epoch}, is not finite with a learning rate of {lr:g}"
+            raise NonFiniteError(f"{loss}: try a tenth of it (--lr {lr / 10:g})")
         return mean_loss.item()
 
     def batch(self, epoch: int, sample: tuple[int, Tensor]) -> Batch:
@@ -265,9 +268,10 @@ class _Training:
                 reported = reported + part_loss.detach()
                 remembered.append(embeddings.detach().unflatten(0, (len(some), -1))[:alike].mean(0))
         if self.memory is not None:
-            new_embeddings = torch.cat(remembered)[: batch.new[processes.rank]]
-            rows = [part[:n] for part, n in zip(batch.parts, batch.new, strict=True)]
-            _remember(self.memory, *compute.partition.put_rows(new_embeddings, rows))
+            of_ranks = processes.all_gather(torch.cat(remembered))
+            embeddings = torch.cat([part[:n] for part, n in zip(of_ranks, batch.new, strict=True)])
+            rows = torch.cat([part[:n] for part, n in zip(batch.parts, batch.new, strict=True)])
+            _remember(self.memory, embeddings, rows - compute.partition.local.start)
         for optimizer in self.optimizers:
             optimizer.step()
         return reported
@@ -284,14 +288,6 @@ def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, proc
     if processes > 1 or network.mean.device.type != "cpu" or not (apart and loss.sums_images):
         return 1
     return max(1, min(-(-images * pixels // PART), images // FEWEST))
-
-
-def check_finite(loss: Tensor, title: str, lr: float) -> None:
-    """Raise NonFiniteError if a loss is not finite with the learning rate ``lr``."""
-    if not torch.isfinite(loss):
-        raise NonFiniteError(
-            f"the loss of {title} is not finite with a learning rate of {lr:g}: try a tenth of it (--lr {lr / 10:g})"
-        )
 
 
 class _Pass(nn.Module):
@@ -320,12 +316,13 @@ class _Pass(nn.Module):
 
 
 def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
-    """Put embeddings into their rows of the memory; of an image that a batch has more than once, the last.
+    """Put embeddings into their rows of the memory, if it has them; of an image that comes more than once, the last.
 
     (To assign all at once leaves open which of them stays: with two threads it differed from run to run.)
     """
     last = np.unique(rows.flip(0).numpy(), return_index=True)[1]
     positions = torch.from_numpy(len(rows) - 1 - last)
+    positions = positions[(rows[positions] >= 0) & (rows[positions] < len(memory))]
     memory[to_device(rows[positions], memory.device)] = embeddings[to_device(positions, embeddings.device)].to(memory)
 
 

@@ -64,10 +64,10 @@ class FastLite0:
         shape = images.shape[1:]
         if shape not in self.parts:
             self.parts[shape] = self._parts(images[:1])
-        early, few, late, count = self.parts[shape]
+        early, early_count, late, count = self.parts[shape]
 
         def features(piece: Tensor) -> Tensor:
-            hidden: Tensor = late(torch.cat([early(self._normalised(part)) for part in piece.split(few)]))
+            hidden: Tensor = late(torch.cat([early(self._normalised(part)) for part in piece.split(early_count)]))
             return hidden
 
         # Also of few pieces: torch's threads would change the last bits, and an image must have the same ones alone.
@@ -82,8 +82,8 @@ class FastLite0:
         nn.Sequential(*self.layers)(self._normalised(image))
         sizes = [max((m.outputs for m in layer.modules() if isinstance(m, Fused)), default=0) for layer in self.layers]
         early = max(number for number, size in enumerate(sizes, 1) if size > LATE * max(sizes))
-        few, count = (_at_a_time(max(part)) for part in (sizes[:early], sizes[early:]))
-        return nn.Sequential(*self.layers[:early]), min(few, count), nn.Sequential(*self.layers[early:]), count
+        early_count, count = (_at_a_time(max(part)) for part in (sizes[:early], sizes[early:]))
+        return nn.Sequential(*self.layers[:early]), min(early_count, count), nn.Sequential(*self.layers[early:]), count
 
 
 def _at_a_time(outputs: int) -> int:

@@ -194,7 +194,7 @@ def build(
     widths = dict.fromkeys(PAPER_NETWORKS, paper.FEATURE_DIM) | dict.fromkeys(small.LITE0_NAMES, small.LITE0_DIM)
     network = Network(
         body,
-        widths.get(name, feature_dim) or _width(_trial(body, name, image_size), name),
+        widths.get(name, feature_dim) or _width(trial(body, name, image_size), name),
         architecture={"name": name, "image_size": image_size, "sobel": sobel},
         **options,
     )
@@ -242,7 +242,7 @@ def as_network(body: nn.Module, image_size: int) -> Network:
     name = type(body).__name__
     if next(body.parameters(), None) is None:
         raise UsageError(f"{name} has no weights, so nothing in it can learn")
-    features = _trial(body, name, image_size, count=2)
+    features = trial(body, name, image_size, count=2)
     if isinstance(features, Tensor) and features.dim() == 4:
         body = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten()).train(body.training)
         features = features[:, :, 0, 0]
@@ -266,14 +266,16 @@ def _width(features: object, name: str, count: int = 1) -> int:
     raise UsageError(f"{name} does not give a vector of floats for each of {count} images, but {features}")
 
 
-def _trial(body: nn.Module, name: str, image_size: int, count: int = 1) -> object:
+def trial(body: nn.Module, name: str, image_size: int, count: int = 1, advice: str = "") -> object:
     """Return the features of ``count`` images; a size that does not fit is an error before any work is done.
+
+    ``advice``: More for the error, see :func:`checked_size`.
 
     timm's ``num_features`` cannot be trusted: it is 576 for a MobileNetV3 that gives 1024 features.
     """
     training = body.training
     body.eval()
-    with checked_size(name, image_size), torch.no_grad():
+    with checked_size(name, image_size, advice), torch.no_grad():
         features = body(torch.zeros(count, 3, image_size, image_size, device=_device(body)))
     body.train(training)
     return features

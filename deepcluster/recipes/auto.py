@@ -149,11 +149,11 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
 
 def _sized(options: OptionValues, facts: Facts) -> tuple[Choices, int, str, bool]:
     """Return the network, sizes and numbers for the images; the image size; the network, and if it is pretrained."""
-    start = _start(options, facts)
-    backbone, weights = (options.get(name, start.get(name, ("", ""))[0]) for name in ("backbone", "weights"))
+    network = _network(options, facts)
+    backbone, weights = (options.get(name, network.get(name, ("", ""))[0]) for name in ("backbone", "weights"))
     size, why_size = image_size_for(backbone, facts, bool(weights))
     choices: Choices = {
-        **start,
+        **network,
         "image_size": (size, why_size),
         "margin": (margin_for(size), "small images are kept whole" if size <= 64 else "room for crops"),
         "pseudo_labels": (fine_clusters(facts), "5 per cluster, or fewer so that each has 20 images"),
@@ -161,7 +161,7 @@ def _sized(options: OptionValues, facts: Facts) -> tuple[Choices, int, str, bool
     return choices, options.get("image_size", size), backbone, bool(weights)
 
 
-def _start(options: OptionValues, facts: Facts) -> Choices:
+def _network(options: OptionValues, facts: Facts) -> Choices:
     """Return the network and its weights, unless a network is given."""
     if "backbone" in options:
         return {}

@@ -16,7 +16,7 @@ from deepcluster.algorithm import alternate
 from deepcluster.clustering import ClusteringStep, KMeans, Reduction
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import KMEANS_STARTS, Cut, as_clusters, cut_features
-from deepcluster.groups.graph import Embeddings
+from deepcluster.groups.graph import Layouts
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import heads
 from deepcluster.learning.draws import each_once, official_draws, uniform_over_clusters
@@ -29,6 +29,7 @@ from deepcluster.recipes.options import Recipe
 from deepcluster.records import Clustering, Round, State
 from deepcluster.runtime.compute import MAX_PASS_BATCH, Compute, Progress, ignore_progress
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE
 from deepcluster.seeding import derive
 
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
@@ -87,7 +88,7 @@ def rounds_of(
     compute: Compute | None = None,
 ) -> Iterator[Round]:
     """Alternate with the options of a recipe (or for fewer ``rounds``), and with the user's own steps."""
-    compute = compute or compute_of(network, recipe, Partition.single(len(images)))
+    compute = compute or compute_of(network, recipe, Partition.of(ALONE, len(images)))
     reduction = reduction_of(recipe, network.embedding_dim, network.classifier)
     return alternate(
         network,
@@ -106,11 +107,11 @@ def rounds_of(
 
 
 def compute_of(
-    network: Network, recipe: Recipe, partition: Partition, progress: Progress = ignore_progress, *, exact: bool = False
+    network: Network, recipe: Recipe, partition: Partition, progress: Progress = ignore_progress, float32: bool = False
 ) -> Compute:
-    """Return the settings of the passes of the rounds, or of a result, which are ``exact``: in float32."""
+    """Return the settings of the passes of the rounds, or of a result, which are in float32."""
     device = network.mean.device
-    dtype = torch.float32 if exact else network_precision(network, device, recipe.precision)
+    dtype = torch.float32 if float32 else network_precision(network, device, recipe.precision)
     return Compute(partition, device, recipe.image_size, min(recipe.batch_size, MAX_PASS_BATCH), dtype, progress)
 
 
@@ -137,13 +138,13 @@ def kmeans_of_result(recipe: Recipe) -> KMeans:
     return replace(kmeans, empty="split") if kmeans.empty == "faiss" else kmeans  # faiss may leave some empty
 
 
-def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, embed: Embeddings) -> Cut:
+def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe, layouts: Layouts) -> Cut:
     """Cut the features of a sample. Very many clusters may be the ``fine`` ones, of a single start of k-means."""
     in_cut = n_clusters <= MAX_IN_CUT
     if len(fine.centroids) == n_clusters and not in_cut:
         return as_clusters(fine)
     if recipe.grouping != "kmeans":
-        return cut_features(reduced, n_clusters, seed=derive(seed, "groups"), embed=embed)
+        return cut_features(reduced, n_clusters, seed=derive(seed, "groups"), layouts=layouts)
     kmeans = kmeans_of_result(recipe)
     starts = (derive(seed, "groups", start) for start in range(KMEANS_STARTS if in_cut else 1))
     clusterings = (kmeans.once(reduced, n_clusters, seed=start) for start in starts)
@@ -153,6 +154,8 @@ def cut_sample(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, re
 def learning_of(recipe: Recipe, steps: Steps) -> Learning:
     large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
     small = replace(large, crop=SMALL_CROP, size=recipe.small_size)
+    temperature = recipe.instance_temperature
+    loss: Loss = heads.WithInstances(temperature) if temperature else heads.CrossEntropy()
     return by_name(
         Learning,
         recipe,
@@ -161,15 +164,10 @@ def learning_of(recipe: Recipe, steps: Steps) -> Learning:
         views=(large,) * recipe.views + (small,) * recipe.small_views,
         sample=SAMPLERS[recipe.sampling],
         head=heads.CentroidHead(recipe.temperature) if recipe.temperature else heads.new_linear_head,
-        loss=loss_of(recipe) if steps.loss is None else steps.loss,
+        loss=loss if steps.loss is None else steps.loss,
         optimizer=steps.optimizer,
         reuse_features=recipe.features == "memory",
     )
-
-
-def loss_of(recipe: Recipe) -> Loss:
-    temperature = recipe.instance_temperature
-    return heads.WithInstances(temperature) if temperature else heads.CrossEntropy()
 
 
 def learning_rate(recipe: Recipe, time: float) -> float:

@@ -114,7 +114,7 @@ def tiny_pictures(images: Tensor, begin: int, total: int) -> Tensor:
     """
     side = _side(images.shape[2], total)
     pictures = [_tiny(image, side) for row, image in enumerate(images, begin) if slot_of(row, total) >= 0]
-    return torch.stack(pictures) if pictures else torch.empty(0)
+    return torch.stack(pictures) if pictures else images.new_empty(0, side, side, 3)
 
 
 def _tiny(image: Tensor, side: int) -> Tensor:

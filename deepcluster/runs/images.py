@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images import Source, find
-from deepcluster.images.data_sets import cache_folder
+from deepcluster.images.arrays import cache_folder
 from deepcluster.images.decode import Reason
 from deepcluster.images.files import from_files
 from deepcluster.images.source import BESIDE, LINK, joined

@@ -24,8 +24,6 @@ from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, pillow_limits, sides
 from deepcluster.images.store import read_once
 from deepcluster.nets.names import NO_NETWORK
-from deepcluster.nets.network import Network
-from deepcluster.nets.timm import nouns
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import (
     MAX_SHEET_BYTES,
@@ -278,13 +276,6 @@ def read_sheet(folder: run_folder.RunFolder) -> bytes:
         if data[:4] + data[8:12] != b"RIFFWEBP":
             raise ValueError("no WebP picture")
         return data
-
-
-def noun_rows(network: Network, features: Tensor, paths: Sequence[str]) -> list[Row]:
-    """Return the content of nouns.csv: of the images on the sheet, by their features before any training."""
-    named = nouns(str(network.architecture.get("name")), network.classifier, features)
-    rows = zip(on_sheet(len(paths)), named, strict=False)
-    return [{"path": paths[row], "noun": noun, "probability": f"{value:.4f}"} for row, (noun, value) in rows]
 
 
 def read_nouns(folder: run_folder.RunFolder) -> Sequence[Row]:

@@ -59,7 +59,7 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display,
     Each kind that a person named or answered about keeps a cluster. UsageError if there are more than ``n_clusters``.
     """
     rows = run.rows
-    embedded = len(rows.embeddings.known)
+    known = len(rows.layouts.known)
     count, candidates = result.choose_number(n_clusters, rows, run.record.seed, recipe, nouns, display)
     kept = kinds_kept(run)
     if n_clusters is not None and len(kept) > n_clusters:
@@ -80,7 +80,7 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display,
         f"cut into {plural(len(new.cut.cluster_of.unique()), 'cluster')}",
         lines=lines,
         write=lambda folder: (
-            folder.write_tensors(EMBEDDINGS, rows.embeddings.known) if len(rows.embeddings.known) > embedded else None
+            folder.write_tensors(EMBEDDINGS, rows.layouts.known) if len(rows.layouts.known) > known else None
         ),
         last=lambda outcome: f"{result.summary_text(outcome, n_clusters)}{inherit.kept_text(run.names, after.names)}",
     )

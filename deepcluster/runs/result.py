@@ -116,7 +116,7 @@ def choose_number(
     shared = recipe.grouping == "embedding"
     seen = [(row["noun"], number(row["probability"]) or 0.0) for row in nouns]
     seed = derive(seed, "groups")
-    plausible = plausible_numbers(rows.sample, seen, seed=seed, shared=shared, embed=rows.embeddings)
+    plausible = plausible_numbers(rows.sample, seen, seed=seed, shared=shared, layouts=rows.layouts)
     if not plausible:
         return 1, ()
     texts = (f"{candidate.k} clusters: silhouette {candidate.silhouette:.2f}" for candidate in plausible)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deepcluster.errors import DiskError
 from deepcluster.groups.cut import Cut, Placement, placement_of
-from deepcluster.groups.graph import MAX_GRAPH_ROWS, Embeddings, graph_rows
+from deepcluster.groups.graph import MAX_GRAPH_ROWS, Layouts, graph_rows
 from deepcluster.groups.spread import Labels, nodes_of
 from deepcluster.model import Model
 from deepcluster.recipes.build import cut_sample
@@ -44,7 +44,7 @@ class Rows:
     reduced: Tensor  # the features, N x d
     sample: Tensor  # the features that decide, as :func:`sample_of`
     residuals: Tensor  # N; an image with a large one is an outlier
-    embeddings: Embeddings = field(default_factory=Embeddings)  # of the sample
+    layouts: Layouts = field(default_factory=Layouts)  # of the sample
     _known: list[tuple[Cut, Placement]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def placement(self, model: Model) -> Placement:
@@ -153,7 +153,7 @@ def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *,
         reduced=reduced,
         sample=sample_of(reduced[: images.fitted], record.seed),
         residuals=torch.from_numpy(folder.read_array("residuals.npy", count, 1)).squeeze(1),
-        embeddings=models.read_embeddings(folder),
+        layouts=models.read_layouts(folder),
     )
     return Run(record, header.facts, model, rows)
 
@@ -171,7 +171,7 @@ def recipe_of(folder: run_folder.RunFolder) -> Recipe:
 
 def cut_rows(rows: Rows, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> tuple[Cut, Placement]:
     """Cut the rows into clusters by their sample, and place them."""
-    return place_rows(cut_sample(rows.sample, fine, n_clusters, seed, recipe, rows.embeddings), rows, fine.centroids)
+    return place_rows(cut_sample(rows.sample, fine, n_clusters, seed, recipe, rows.layouts), rows, fine.centroids)
 
 
 def place_rows(cut: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:

@@ -107,7 +107,7 @@ def _graph_taught(
     labels[nodes[nodes >= 0]] = run.placement.cluster.numpy()[nodes >= 0]
     for row, number in _in_graph(sample, nodes).items():
         labels[row] = number
-    return Taught(graph, rows.embeddings.ties(graph), labels, kinds_of(names), _in_graph(answers, nodes)), nodes
+    return Taught(graph, rows.layouts.ties(graph), labels, kinds_of(names), _in_graph(answers, nodes)), nodes
 
 
 def _in_graph(clusters: Mapping[int, int], nodes: Labels) -> dict[int, int]:

@@ -6,12 +6,11 @@ run code sent by any process of the group.
 """
 
 import json
-import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +20,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from deepcluster.errors import DeepClusterError, LostError, UsageError, first_line
@@ -85,11 +86,9 @@ class Processes:
             return [value]
         # ASCII, so that names that are no UTF-8 come through, and every float exactly.
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = torch.zeros(self.world_size, dtype=torch.int64)
-        sizes[self.rank] = len(data)
-        counts = self.all_reduce(sizes).tolist()
-        parts = self.gather_rows(data, counts, range(self.world_size)).split(counts)
-        return [json.loads(part.numpy().tobytes()) for part in parts]
+        sizes = [int(size) for size in self.all_gather(torch.tensor([len(data)]))]
+        parts = self.all_gather(F.pad(data, (0, max(sizes) - len(data))))
+        return [json.loads(part[:size].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
     def broadcast_json(self, make: Callable[[], Value]) -> Value:
         """Return the value of ``make`` on the main rank, the only one that calls it."""
@@ -102,23 +101,11 @@ class Processes:
         if self.alone:
             return dict(make())
         sent = {name: tensor.cpu().contiguous() for name, tensor in make().items()} if self.is_main else {}
-        kinds: dict[str, Any] = {name: [str(tensor.dtype), [*tensor.shape]] for name, tensor in sent.items()}
-        tensors = {}
-        for name, (dtype, shape) in self.broadcast_json(lambda: kinds).items():
-            kind: torch.dtype = getattr(torch, dtype.removeprefix("torch."))
-            size = math.prod(shape) * kind.itemsize
-            data = sent[name].view(-1).view(torch.uint8) if self.is_main else torch.empty(size, dtype=torch.uint8)
-            dist.broadcast(data, 0)
-            tensors[name] = sent[name] if self.is_main else data.view(kind).view(shape)
-        return tensors
-
-    def gather_rows(self, rows: Tensor, sizes: Sequence[int], receivers: range) -> Tensor:
-        """Return the rows of all ranks (``sizes`` of them) on the ``receivers``; none on the others."""
-        send = [len(rows) * (rank in receivers) for rank in range(self.world_size)]
-        receive = [*sizes] if self.rank in receivers else [0] * self.world_size
-        if len(receivers) > 1:
-            rows = rows.repeat(len(receivers), *(1,) * (rows.ndim - 1))
-        return self.all_to_all(rows, send, receive)
+        data = torch.frombuffer(bytearray(save(sent)), dtype=torch.uint8)
+        size = self.broadcast_json(lambda: len(data))
+        data = data if self.is_main else torch.empty(size, dtype=torch.uint8)
+        dist.broadcast(data, 0)
+        return sent if self.is_main else load(data.numpy().tobytes())
 
     def all_to_all(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Return the rows that other ranks ``send`` to this one, in the order of these ranks.

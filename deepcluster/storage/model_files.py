@@ -21,7 +21,7 @@ import deepcluster
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import ClassProbabilities, Preparation, Whitening
 from deepcluster.errors import DeepClusterError
-from deepcluster.groups.graph import Embeddings
+from deepcluster.groups.graph import Layouts
 from deepcluster.model import Model
 from deepcluster.nets.names import MODULE, NO_NETWORK
 from deepcluster.nets.network import Absent, Network, build, copy_of_module, no_network
@@ -243,8 +243,8 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
 EMBEDDINGS = "embeddings.safetensors"
 
 
-def read_embeddings(folder: RunFolder) -> Embeddings:
-    """Return the graphs and embeddings of a run; none if it has no such file or a damaged one: they are made again."""
+def read_layouts(folder: RunFolder) -> Layouts:
+    """Return the graphs and layouts of a run; none if it has no such file or a damaged one: they are made again."""
     with suppress(OSError, ValueError, SafetensorError, DeepClusterError):
-        return Embeddings({digest: part.clone() for digest, part in read_tensors(folder.file(EMBEDDINGS)).items()})
-    return Embeddings()
+        return Layouts({digest: part.clone() for digest, part in read_tensors(folder.file(EMBEDDINGS)).items()})
+    return Layouts()

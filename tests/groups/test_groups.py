@@ -29,7 +29,14 @@ from deepcluster.groups.choose_k import (
 )
 from deepcluster.groups.cut import ROWS_EACH, Cut, as_clusters, cut_features, placement_of
 from deepcluster.groups.due import Drift, drift
-from deepcluster.groups.graph import embedding, extended_layout, layout, modularity, neighbour_ties, spectral_start
+from deepcluster.groups.graph import (
+    extended_layout,
+    graph_layout,
+    layout,
+    modularity,
+    neighbour_ties,
+    spectral_positions,
+)
 from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
 from deepcluster.seeding import derive, generator
 from tests.helpers.features import blobs, normal
@@ -294,10 +301,10 @@ def test_silhouette_and_modularity_of_cuts_are_those_of_their_labels():
 
 def test_the_guess_takes_the_embeddings_of_the_cut():
     rows = blobs([60] * 3)
-    embed = graph.Embeddings()
-    cut_features(rows, 3, seed=5, embed=embed)
-    known = len(embed.known)
-    assert plausible_numbers(rows, seed=5, embed=embed)[0].k == 3 and len(embed.known) == known
+    layouts = graph.Layouts()
+    cut_features(rows, 3, seed=5, layouts=layouts)
+    known = len(layouts.known)
+    assert plausible_numbers(rows, seed=5, layouts=layouts)[0].k == 3 and len(layouts.known) == known
 
 
 def test_modularity_by_hand():
@@ -308,13 +315,15 @@ def test_modularity_by_hand():
     assert modularity(csr_array(ties), np.zeros(6, np.int64)) == pytest.approx(0)
 
 
-def test_the_graph_chooses_among_an_embedding_by_each_curve_however_many_rows_there_are(monkeypatch):
-    monkeypatch.setattr("deepcluster.groups.cut.EMBEDDED_ROWS", 90)
+def test_the_graph_chooses_among_a_layout_by_each_curve_however_many_rows_there_are(monkeypatch):
+    monkeypatch.setattr("deepcluster.groups.cut.LAYOUT_ROWS", 90)
     rows = blobs([30, 40, 50])
     wrong = torch.arange(3.0).repeat(40)[:, None].expand(120, 10)  # by its inertia it is perfect
     right = 5 * torch.cat([rows, rows[:, :2]], 1)
     for positions in ([wrong, right], [right, wrong]):
-        monkeypatch.setattr(graph, "embedded", lambda _, seeds, chosen=positions: torch.stack(chosen[: len(seeds)]))
+        monkeypatch.setattr(
+            graph, "graph_layouts", lambda _, seeds, chosen=positions: torch.stack(chosen[: len(seeds)])
+        )
         cut = cut_features(rows, 3)
         assert torch.bincount(cut.cluster_of[torch.cdist(rows, cut.centroids).argmin(1)]).tolist() == [50, 40, 30]
 
@@ -376,7 +385,7 @@ def test_a_drift_by_hand():
         assert drift(cluster, random.random(2000, np.float32), 1200, 0.99).shift_p > 0.001
 
 
-# ---- the neighbour graph, its embedding and the map ------------------------------------------------------------------
+# ---- the neighbour graph, its layouts and the map ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("neighbours", [2, 3])
@@ -439,9 +448,9 @@ def test_groups_are_apart(monkeypatch, landmarks):
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 12, 17])
 def test_few_images_have_places_of_their_own(size):
-    """A graph of few images has fewer eigenvectors than an embedding has dimensions."""
+    """A graph of few images has fewer eigenvectors than a layout has dimensions."""
     rows = blobs([size])
-    for places, width in ((embedding(neighbour_ties(rows), 10, 0), 10), (layout(rows), 2)):
+    for places, width in ((graph_layout(neighbour_ties(rows), 10, 0), 10), (layout(rows), 2)):
         assert places.shape == (size, width) and places.dtype == np.float32 and np.isfinite(places).all()
         assert len(np.unique(places, axis=0)) == size
 
@@ -471,14 +480,14 @@ def test_rows_move_along_the_gradient_of_their_similarity(monkeypatch, curve):
     (-0.5 * (1 + a * (places[0] - places[1]).square().sum() ** b).log()).backward()
     moved = (places + places.grad).detach().numpy()
     ties = csr_array(np.array([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]]))
-    found = embedding(ties, 2, 0, places.detach().numpy(), curve)
+    found = graph_layout(ties, 2, 0, places.detach().numpy(), curve)
     np.testing.assert_allclose(found, moved - moved.mean(0), atol=0.01)
 
 
 def test_embeddings_take_the_curves_in_turn():
     rows = normal(40, 6)
     ties = neighbour_ties(rows)
-    start = spectral_start(ties, graph.DIMENSIONS, derive(3, "start"))
-    wanted = [embedding(ties, graph.DIMENSIONS, 3, start, curve) for curve in (*graph.CURVES, graph.CURVES[0])]
-    np.testing.assert_array_equal(graph.embedded(ties, [3, 3, 3]), np.stack(wanted))
+    start = spectral_positions(ties, graph.DIMENSIONS, derive(3, "start"))
+    wanted = [graph_layout(ties, graph.DIMENSIONS, 3, start, curve) for curve in (*graph.CURVES, graph.CURVES[0])]
+    np.testing.assert_array_equal(graph.graph_layouts(ties, [3, 3, 3]), np.stack(wanted))
     assert np.abs(wanted[0] - wanted[1]).max() > 0.1

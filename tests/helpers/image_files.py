@@ -218,7 +218,7 @@ def dng(preview: Image.Image, *, jpeg: bool = True, orientation: int = 1) -> byt
 class Made(Numbered):
     image: Callable[[int], Image.Image]
 
-    def read(self, i: int, size: int | None = None) -> Image.Image:
+    def content(self, i: int) -> Image.Image:
         return self.image(i)
 
 

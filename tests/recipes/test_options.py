@@ -24,6 +24,7 @@ from deepcluster.recipes import build, flags
 from deepcluster.recipes.options import DECLARED, Option, Recipe, read_options
 from deepcluster.recipes.presets import RecipeRequest
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE
 from tests.helpers.pages import ROOT, text_of
 from tests.helpers.tiny import RECORD
 
@@ -231,7 +232,7 @@ def test_dims_0_is_a_sixteenth_of_the_features(width, dims):
 
 
 def test_a_pass_takes_no_more_memory_for_large_batches_of_training():
-    network, rows = SimpleNamespace(mean=torch.zeros(3)), Partition.single(9)
+    network, rows = SimpleNamespace(mean=torch.zeros(3)), Partition.of(ALONE, 9)
     sizes = [build.compute_of(network, Recipe(batch_size=size), rows).batch_size for size in (64, 10**6)]
     assert sizes == [64, 256]
 

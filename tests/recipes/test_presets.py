@@ -15,7 +15,7 @@ from deepcluster.clustering.kmeans import kmeans
 from deepcluster.errors import DataError, UsageError
 from deepcluster.fitting.plan import Start
 from deepcluster.groups.cut import as_clusters, cut_features
-from deepcluster.groups.graph import Embeddings
+from deepcluster.groups.graph import Layouts
 from deepcluster.recipes import build
 from deepcluster.recipes.auto import Facts, Plan
 from deepcluster.recipes.options import Recipe, to_toml
@@ -320,7 +320,7 @@ def test_recut_groups_as_the_recipe_of_the_run_says(fit_once, tmp_path, options,
 
 
 KMEANS, EMBEDDING = Recipe(grouping="kmeans"), Recipe(grouping="embedding")
-cut_sample = partial(build.cut_sample, embed=Embeddings())
+cut_sample = partial(build.cut_sample, layouts=Layouts())
 
 
 @pytest.mark.parametrize("fine", [20, 9])

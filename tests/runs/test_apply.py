@@ -335,7 +335,7 @@ def run(many: Path, tmp_path: Path) -> Path:
 
 def recut_without_embedding(run: Path, number: int | None) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "embedded", lambda *_: pytest.fail("it is computed again"))
+        patch.setattr(graph, "graph_layouts", lambda *_: pytest.fail("it is computed again"))
         recut(run, number)
 
 

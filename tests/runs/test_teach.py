@@ -25,7 +25,7 @@ from deepcluster.commands.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.groups import spread
 from deepcluster.groups.cut import Cut, recentred
-from deepcluster.groups.graph import Embeddings, neighbour_ties
+from deepcluster.groups.graph import Layouts, neighbour_ties
 from deepcluster.groups.spread import Taught, beliefs, followed, questions
 from deepcluster.model import Annotations, Said
 from deepcluster.recipes.options import Recipe
@@ -99,7 +99,7 @@ def true(rows: Sequence[int], **options: str) -> list[Answer]:
 def graph_of_first(run: Path, count: int) -> Run:
     """Return the run, of whose images the first ones alone are in the graph."""
     whole = read_run(open_run(run))
-    rows = replace(whole.rows, sample=whole.rows.reduced[:count], embeddings=Embeddings())
+    rows = replace(whole.rows, sample=whole.rows.reduced[:count], layouts=Layouts())
     return replace(whole, rows=rows)
 
 
