@@ -114,14 +114,8 @@ def test_unwritten_text_is_kept_under_pythonunbuffered(monkeypatch, capfd):
     assert capfd.readouterr().out == "kept"
 
 
-@pytest.mark.parametrize("kind", ["a full disk", "a folder"])
-def test_a_log_that_cannot_be_written_costs_its_lines(kind, run):
-    (log := run / "log.txt").unlink()
-    if kind == "a folder":
-        log.mkdir()
-    else:
-        log.touch()
-        os.truncate(log, 1 << 26)
-    code, said = command("recut", run, "-k", "2", "--quiet", trap=("FSIZE", "", 1 << 26))
-    assert (code, str(log) in said) == ((5, True) if kind == "a folder" else (0, False))
-    assert kind != "a full disk" or log.stat().st_size == 1 << 26
+def test_a_log_that_cannot_be_written_costs_its_lines(run):
+    (run / "log.txt").write_bytes(b"")
+    os.truncate(run / "log.txt", 1 << 26)
+    assert command("recut", run, "-k", "2", "--quiet", trap=("FSIZE", "", 1 << 26)) == (0, "")
+    assert (run / "log.txt").stat().st_size == 1 << 26

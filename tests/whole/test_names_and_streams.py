@@ -118,16 +118,16 @@ names = st.binary(min_size=1, max_size=40).map(lambda raw: re.sub(b"[/\0]", b"="
 texts = names | st.text(st.sampled_from("./'=-+@\t\r\n\uff1d,;\"a \u200b"), max_size=8)
 
 
-@pytest.mark.parametrize("column", (*TEXT_COLUMNS, "now"))
 @given(cells=st.lists(texts, max_size=10))
-@settings(derandomize=True, max_examples=40)
-def test_no_cell_of_text_is_a_formula_and_all_come_back(column: str, cells: list[str]) -> None:
-    file, cells = io.StringIO(newline=""), HARMLESS + FORMULAS + cells
-    write_csv(file, (column, "distance"), [{column: cell, "distance": -1.5} for cell in cells])
+@settings(derandomize=True, max_examples=100)
+def test_no_cell_of_text_is_a_formula_and_all_come_back(cells: list[str]) -> None:
+    file, cells, columns = io.StringIO(newline=""), HARMLESS + FORMULAS + cells, (*TEXT_COLUMNS, "now")
+    write_csv(file, (*columns, "distance"), [dict.fromkeys(columns, cell) | {"distance": -1.5} for cell in cells])
     seen = raw_rows(file.getvalue().encode(errors="surrogateescape").decode(errors="surrogateescape"))
-    assert [unguarded(row)[column] for row in seen] == cells
-    assert not any(DANGEROUS.match(row[column]) for row in seen)
-    assert [row[column] for row in seen[: len(HARMLESS)]] == HARMLESS
+    for column in columns:
+        assert [unguarded(row)[column] for row in seen] == cells
+        assert not any(DANGEROUS.match(row[column]) for row in seen)
+        assert [row[column] for row in seen[: len(HARMLESS)]] == HARMLESS
     assert {row["distance"] for row in seen} == {"-1.5"}  # a number stays a number
 
 
