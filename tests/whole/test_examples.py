@@ -19,7 +19,6 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.cluster import KMeans as SklearnKMeans
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
 from torchvision.transforms.functional import five_crop
@@ -34,7 +33,7 @@ from deepcluster.nets.weights import shapes_only
 from deepcluster.runs.run import placement_columns
 from deepcluster.runs.teach import read_answers
 from deepcluster.storage.run_folder import RunFolder
-from tests.helpers.drawings import KINDS, draw, write_image
+from tests.helpers.drawings import KINDS, draw, few_digits, write_image
 from tests.helpers.image_files import HEIC, dng, files_of_all_modes, stored
 from tests.helpers.pages import ROOT
 from tests.helpers.runs import predicted
@@ -63,21 +62,15 @@ def linear() -> dict[str, Any]:
 
 
 @pytest.fixture
-def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
-    """scikit-learn has only so many digits: as its function gives them, and in its table."""
-    digits, count = load_digits(), 400
-    loadtxt = np.loadtxt
-    monkeypatch.setattr(np, "loadtxt", lambda *args, **options: loadtxt(*args, **options)[:count])
-    few = type(digits)(data=digits.data[:count], images=digits.images[:count], target=digits.target[:count])
-    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
-    return count
+def digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_digits(monkeypatch)
 
 
 SLOW = [pytest.param(name, marks=slow) for name in ("own_loop.py", "change_a_step.py", "own_network.py")]
 
 
 @pytest.mark.parametrize("name", ["from_scratch.py", *SLOW])
-def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tmp_path, monkeypatch):
+def test_an_example_of_rounds_tells_digits_apart(output_of, digits, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # from_scratch.py draws on the screen without it
     has_run = name == "change_a_step.py"
     lines = output_of(name, "1", *[str(tmp_path / "run")] * has_run)
@@ -112,6 +105,7 @@ def test_k_means_of_another_library(monkeypatch):
     assert clustering.labels[:4].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
 
 
+@slow  # a graph takes seconds
 def test_serve_onnx(tmp_path, capsys):
     """It prepares pixels as the package does, so it answers as `predict` does, or refuses an image."""
     pytest.importorskip("onnxruntime")
@@ -155,7 +149,7 @@ def test_serve_onnx(tmp_path, capsys):
         server.shutdown()
 
 
-def test_the_notebook_runs_as_it_was_run(few_digits, tmp_path, monkeypatch):
+def test_the_notebook_runs_as_it_was_run(digits, tmp_path, monkeypatch):
     file = EXAMPLES / "digits.ipynb"
     cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
