@@ -8,7 +8,6 @@ import re
 import runpy
 import sys
 from threading import Thread
-from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import unquote_to_bytes
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.cluster import KMeans as SklearnKMeans
 from torch import nn
 from torch.optim import SGD
 from torchvision.transforms.functional import five_crop
@@ -91,18 +89,6 @@ def test_power_iteration_by_hand(output_of, tmp_path):
     (tmp_path / "small.toml").write_text('base = "classic"\nrounds = 1\nepochs = 1\nimage_size = 16\n')
     output_of("research/pic.py", *(str(tmp_path / name) for name in ("x.npy", "run", "small.toml")))
     assert "power_iteration" in json.loads((tmp_path / "run/run.json").read_text())["steps"]["own clustering"]
-
-
-def test_k_means_of_another_library(monkeypatch):
-    """cuML, which needs a GPU, is a stand-in with its documented interface."""
-    cluster = ModuleType("cuml.cluster")
-    cluster.KMeans = lambda output_type, **options: SklearnKMeans(**options)
-    monkeypatch.setitem(sys.modules, "cuml", ModuleType("cuml"))
-    monkeypatch.setitem(sys.modules, "cuml.cluster", cluster)
-    step = runpy.run_path(str(EXAMPLES / "other_kmeans.py"))["by_cuml"]
-    rows = torch.tensor([[0.0], [0.1], [9.0], [9.1]]).repeat(40, 1)
-    (clustering,) = step(rows, [2], None, seed=0, round=0)
-    assert clustering.labels[:4].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
 
 
 @slow  # a graph takes seconds
