@@ -3,7 +3,6 @@
 Signals inside whole commands: whole/test_kills.py (fit), whole/test_sequences.py (all commands).
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -49,23 +48,6 @@ def test_a_signal_is_no_fault_of_what_is_read(monkeypatch, tmp_path, place):
     interrupt(monkeypatch, owner, name)
     with pytest.raises(Stopped, match="SIGTERM"), stoppable():
         act(tmp_path / "here")
-
-
-@pytest.mark.parametrize(("where", "found"), [("flush", "old"), ("fsync", "old"), ("replace", "old"), ("sync", "new")])
-def test_a_file_is_whole_or_not_there(monkeypatch, tmp_path, where, found):
-    def write(file: Any) -> None:
-        file.write("new")
-        if where == "flush":
-            signal.raise_signal(signal.SIGTERM)
-
-    owners = {"fsync": (os, "fsync"), "replace": (Path, "replace"), "sync": (files, "sync_folder")}
-    if where in owners:
-        interrupt(monkeypatch, *owners[where])
-    (tmp_path / "file").write_text("old")
-    with pytest.raises(Stopped), stoppable():
-        files.write_whole(tmp_path / "file", write)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_text() == found
 
 
 def test_nothing_becomes_final_of_what_a_swallowed_one_left(tmp_path):

@@ -272,7 +272,7 @@ BREAKS: dict[str, list[Trap]] = {
     "reading": [("SIGINT", "deepcluster.images.store:_results", 1)],
     "features": [("SIGUSR1", "deepcluster.algorithm:features_of", 1)],
     "clustering": [("SIGINT", "deepcluster.clustering.kmeans:KMeans.__call__", 2)],
-    "training": [("SIGTERM", OUTPUTS, 5), ("FSIZE", "", 40_000), ("FSIZE", "", 400_000)],
+    "training": [("SIGTERM", OUTPUTS, 5), ("FSIZE", "", 400_000)],
     "saving": [("SIGTERM", "deepcluster.storage.checkpoint:write_tensors", 3)],
     "result": [("SIGUSR1", "deepcluster.recipes.build:cut_features", 1)],
     "report": [("SIGTERM", "deepcluster.runs.page:render", 1)],
