@@ -285,6 +285,7 @@ STRANGE: dict[str, dict[str, Change]] = {
         )},
     },
     WEIGHTS: {
+        "a changed bit": lambda path: path.write_bytes(tiny.flipped(path.read_bytes(), path.stat().st_size - 1, 0)),
         "a tensor too many": tensors(body__extra=torch.zeros(2)),
         "no fine centroids": tensors(fine_centroids=lambda value: value[:0]),
         "a negative limit": tensors(outliers__limit=lambda value: torch.full_like(value, -1)),
