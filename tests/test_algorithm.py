@@ -314,13 +314,6 @@ def body(folder: Path) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if name.startswith("body.")}
 
 
-def test_a_share_of_0_leaves_the_network_and_the_clusters_as_they_were(fit_once):
-    before, averaged = fit_once("--rounds", "0"), fit_once("--set", "average=0")
-    start = body(before)
-    assert all(torch.equal(mean, start[name]) for name, mean in body(averaged).items() if mean.is_floating_point())
-    assert (averaged / "clusters.csv").read_bytes() == (before / "clusters.csv").read_bytes()
-
-
 def test_after_several_rounds_it_is_the_mean_with_the_weights_before_the_last(fit_once):
     """But for the statistics, which are measured anew."""
     run = fit_once("--rounds", "2", "--set", "average=.25", "--keep-checkpoints")

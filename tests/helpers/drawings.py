@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -39,6 +40,16 @@ def save_drawings(folder: Path, count: int, size: int = 24, seed: int = 0) -> Pa
         (folder / str(kind)).mkdir(exist_ok=True, parents=True)
         Image.fromarray(image).save(folder / str(kind) / f"{i:02}.png")
     return folder
+
+
+def few_digits(patch: pytest.MonkeyPatch, count: int = 400) -> None:
+    """Let scikit-learn have only so many digits, as its function gives them and in its table."""
+    from sklearn.datasets import load_digits  # takes half a second
+
+    digits, loadtxt = load_digits(), np.loadtxt
+    few = type(digits)(data=digits.data[:count], images=digits.images[:count], target=digits.target[:count])
+    patch.setattr(np, "loadtxt", lambda *args, **options: loadtxt(*args, **options)[:count])
+    patch.setattr("sklearn.datasets.load_digits", lambda: few)
 
 
 def pack(shard: Path, members: Mapping[str, Path]) -> Path:

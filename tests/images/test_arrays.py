@@ -195,9 +195,6 @@ class Large(torch.utils.data.Dataset):
 NO_IMAGES: list[tuple[object, str]] = [
     ("empty", "link"),
     ("lost", "lost"),
-    ("new\nline", "new line"),
-    ("a\0b", "null"),
-    ("x" * 5000, "x"),
     ("~/some*/*.png", "png"),
     ("imagenet:1k", "imagenet:1k"),
     ("sklearn:iris", "sklearn:iris"),
@@ -207,7 +204,6 @@ NO_IMAGES: list[tuple[object, str]] = [
     (None, "NoneType"),
     (b"photos", "bytes"),
     (3, "int"),
-    ((1, 2), "tuple"),
     (StackDataset([], []), "StackDataset"),
     (Endless(), "Endless"),
     (DataLoader(Fragile()), "X.dataset"),

@@ -75,6 +75,12 @@ def test_modes_and_transparent_colours() -> None:
         assert reason(stored(image, "TIFF").getvalue())
 
 
+def test_every_mode_format_and_turn_has_the_right_pixels() -> None:
+    for name, (data, right, off) in image_files.files_of_all_modes().items():
+        image = decode(io.BytesIO(data))
+        assert image.mode == "RGB" and np.abs(np.asarray(image, int) - right).max() <= off, name
+
+
 CUT_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0e\x01\x02\0\xff\0\0\0\xff\0\0\0"  # a text that would end beyond the file
 
 
@@ -149,9 +155,6 @@ def test_the_limit_of_pixels_and_that_of_pillow(monkeypatch: pytest.MonkeyPatch)
     with pillow_limits():
         assert decode(file).size == (480, 320)
     assert Image.MAX_IMAGE_PIXELS == 10
-
-
-FTYP = b"\0\0\0\x18ftyp"
 
 
 @pytest.mark.parametrize("error", [MemoryError("all"), OSError(5, "Input/output error")])

@@ -2,7 +2,7 @@
 
 import math
 import re
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -30,13 +30,14 @@ from deepcluster.seeding import generator, lent_global
 from deepcluster.storage import model_files as models
 from tests.helpers.runs import rows
 
+slow = pytest.mark.slow
 # name, image size, Sobel, features of one image
 NETWORKS = [
     ("compact", 32, False, 8 * WIDTH),
     ("compact", 96, False, 8 * WIDTH),
-    pytest.param(("alexnet", 224, False, 4096), marks=pytest.mark.slow),
+    pytest.param(("alexnet", 224, False, 4096), marks=slow),
     ("alexnet", 224, True, 4096),
-    pytest.param(("vgg16", 224, True, 4096), marks=pytest.mark.slow),
+    pytest.param(("vgg16", 224, True, 4096), marks=slow),
     ("timm:resnet18", 64, False, 512),
     ("timm:mobilenetv3_small_050", 64, False, 1024),
     ("timm:test_vit", 96, False, 64),
@@ -115,20 +116,15 @@ def test_body_parameters_are_the_trained_ones_without_the_head(network):
     assert id(first_conv(network).weight) in body
 
 
-def test_the_seed_alone_decides_and_the_architecture_rebuilds_it(row):
-    name, image_size, sobel, _ = row
+def test_the_seed_alone_decides_and_the_architecture_rebuilds_it(network, row):
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    one = build(name, image_size=image_size, sobel=sobel, seed=3)
-    torch.rand(7)
-    two = build(**one.architecture, seed=3)
-    torch.manual_seed(0)
-    other = build(**one.architecture, seed=4)
+    again, other = (build(**network.architecture, seed=seed) for seed in (3, 4))
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(module.training for module in one.modules())
-    assert one.architecture == {"name": name, "image_size": image_size, "sobel": sobel}
-    assert same(one.body.state_dict(), two.body.state_dict())
-    assert not torch.equal(first_conv(one).weight, first_conv(other).weight)
+    assert all(module.training for module in again.modules())
+    assert network.architecture == dict(zip(("name", "image_size", "sobel"), row[:3], strict=True))
+    assert all(map(torch.equal, network.body.parameters(), again.body.parameters()))
+    assert not torch.equal(first_conv(network).weight, first_conv(other).weight)
 
 
 def test_normalisation_is_inside(network, images):
@@ -189,7 +185,7 @@ def test_sobel_is_that_of_scipy_on_the_mean_of_the_colours():
     np.testing.assert_allclose(paper.sobel_filter()(image)[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["alexnet", pytest.param("vgg16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["alexnet", pytest.param("vgg16", marks=slow)])
 def test_weights_begin_as_the_paper_says(name):
     network = build(name, image_size=224, sobel=True, seed=5)
     for module in (*network.body.features, *network.body.classifier):
@@ -212,12 +208,9 @@ def test_weights_begin_as_the_paper_says(name):
         ("compact", {"image_size": 2}, ["compact", "2 x 2", "--image-size"]),
         ("compact", {"image_size": 32, "weights": "timm"}, ["--weights timm", "compact", "give a file"]),
         ("timm:test_vit", {"image_size": 50}, ["timm:test_vit", "50", "--image-size"]),
-        ("timm:resnet26t", {"image_size": 0}, ["timm:resnet26t", "0 x 0", "--image-size"]),
+        ("timm:maxvit_pico_rw_256", {"image_size": 100}, ["100 x 100", "--image-size 256"]),  # that of timm
         ("resnet18", {"image_size": 64}, ["resnet18", " timm:resnet18"]),
-        ("Alexnet", {"image_size": 224}, ["Alexnet", " alexnet"]),
         ("timm:resnet81", {"image_size": 64}, ["timm:resnet81", "timm:resnet18"]),
-        ("timm:resnet18.none", {"image_size": 64}, ["timm:resnet18.none", "timm:resnet18"]),
-        ("timm:hf-hub:someone/net", {"image_size": 64}, ["timm:hf-hub:someone/net"]),
         ("", {"image_size": 64}, ["compact, alexnet, vgg16 or timm:NAME"]),
     ],
 )
@@ -276,12 +269,11 @@ def test_weights_come_back_from_a_file(trained, tmp_path, wrapping):
 
 # Last layers: fc; head.fc beside a head.norm that stays; head and head_dist; head.linear and a head.bn that goes too;
 # and a network whose own names all begin with body.
-NO_WEIGHTS = (torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn)
 V2_HEADS = {f"{name}.weight": torch.zeros(4, 4) for name in ("projection_head.0", "prototypes.prototypes0")}
 TIMM_HEADS = ["test_resnet", "test_convnext", "deit_tiny_distilled_patch16_224", "efficientvit_m0", "tresnet_m"]
 
 
-@pytest.mark.parametrize("name", TIMM_HEADS)
+@pytest.mark.parametrize("name", [*TIMM_HEADS[:4], pytest.param(TIMM_HEADS[4], marks=slow)])
 def test_timm_weights_with_their_classifier(tmp_path, name):
     size = 64 if name.startswith("test_") else 224
     with lent_global(8, "elsewhere"):
@@ -304,7 +296,8 @@ def test_timm_weights_with_their_classifier(tmp_path, name):
         ("extra.weight", torch.zeros(2), "(extra.weight)"),
         ("0.1.running_var", torch.zeros(3), "0.1.running_var (3,)"),
         ("0.1.bias", torch.tensor([0.0] * 15 + [-torch.inf]), "0.1.bias"),
-        *(("0.1.bias", torch.ones(16).to(kind), f"0.1.bias (16,) {kind}") for kind in NO_WEIGHTS),
+        ("0.1.bias", torch.ones(16, dtype=torch.int64), "0.1.bias (16,) torch.int64"),
+        ("0.1.bias", torch.ones(16).to(torch.float8_e4m3fn), "0.1.bias (16,) torch.float8_e4m3fn"),
     ],
 )
 def test_one_wrong_tensor_is_enough_and_nothing_is_loaded(trained, name, tensor, message):
@@ -319,7 +312,7 @@ def test_one_wrong_tensor_is_enough_and_nothing_is_loaded(trained, name, tensor,
 
 @pytest.mark.parametrize(
     "content",
-    [[1, 2], {}, {"epoch": 3}, {"state_dict": {}}, {1: torch.zeros(1)}, {"a": torch.zeros(1, device="meta")}, None],
+    [[1, 2], {"epoch": 3}, {"state_dict": {}}, {1: torch.zeros(1)}, {"a": torch.zeros(1, device="meta")}],
     ids=str,
 )
 def test_files_without_a_table_of_tensors(tmp_path, content):
@@ -455,11 +448,6 @@ def test_networks_of_one_image_size(name, fixed):
     assert takes_one_size(name) == fixed
 
 
-def test_a_size_that_a_network_cannot_take_is_refused_with_that_of_timm():
-    with pytest.raises(UsageError, match=r"100 x 100 .*--image-size 256"):
-        build("timm:maxvit_pico_rw_256", image_size=100)
-
-
 @pytest.mark.parametrize("size", [64, 75])
 def test_the_installed_network_is_timms(size):
     """Its tensors, features, statistics and gradients, to the last bit."""
@@ -491,7 +479,7 @@ LARGER = {
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("timm:test_vit", 80), *(pytest.param(*item, marks=pytest.mark.slow) for item in LARGER.items())]
+    ("name", "size"), [("timm:test_vit", 80), *(pytest.param(*item, marks=slow) for item in LARGER.items())]
 )
 def test_a_network_of_every_kind_completes_a_run_and_its_model_gives_the_same_features(tmp_path, name, size):
     small = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 3), dtype=np.uint8)
@@ -509,6 +497,7 @@ def test_a_network_of_every_kind_completes_a_run_and_its_model_gives_the_same_fe
 LITE = "timm:tf_efficientnet_lite0"
 
 
+@cache
 def network_of(name: str, size: int) -> Network:
     """With normalisation that does something, and numbers that neither vanish nor grow from layer to layer."""
     network = build(name, image_size=size).eval()

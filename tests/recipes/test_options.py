@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,16 +235,6 @@ def test_a_pass_takes_no_more_memory_for_large_batches_of_training():
     network, rows = SimpleNamespace(mean=torch.zeros(3)), Partition.of(ALONE, 9)
     sizes = [build.compute_of(network, Recipe(batch_size=size), rows).batch_size for size in (64, 10**6)]
     assert sizes == [64, 256]
-
-
-def test_an_option_of_another_step_is_none_of_kmeans(monkeypatch):
-    @dataclass(frozen=True)
-    class Finer(KMeans):
-        tolerance: float = 1e-4
-
-    monkeypatch.setattr(build, "KMeans", Finer)
-    with pytest.raises(AttributeError, match="kmeans_tolerance"):
-        build.kmeans_of(Recipe())
 
 
 def test_the_page_lists_the_options_for_features():

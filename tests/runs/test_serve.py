@@ -23,7 +23,6 @@ from deepcluster.export import folders
 from deepcluster.export.read_back import by_folder
 from deepcluster.images import Source
 from deepcluster.runs.apply import apply
-from deepcluster.runs.condition import made_current
 from deepcluster.runs.serve import _Server, version_of
 from deepcluster.runs.views import report
 from deepcluster.storage import run_folder

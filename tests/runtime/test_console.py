@@ -12,11 +12,11 @@ import pytest
 from deepcluster import DeepCluster
 from deepcluster.commands.cli import run_command
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.runtime import Display, Silent, console
+from deepcluster.runtime import Display, console
 from deepcluster.runtime.console import Terminal
 from deepcluster.runtime.log import warn
 from tests.helpers.commands import command
-from tests.helpers.runs import Said, record
+from tests.helpers.runs import Said
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
 
@@ -56,18 +56,6 @@ def test_a_notebook_shows_a_bar_alone_unless_lines_are_asked_for(verbose, capsys
     DeepCluster(n_clusters=3, rounds=0, image_size=16, verbose=verbose).fit(PIXELS)
     assert ("reading" in phases) == (verbose != 0)
     assert ("Done" in capsys.readouterr().out) == (verbose == 1)
-
-
-def test_a_finished_run_stays_finished_where_nobody_can_be_told(tmp_path):
-    class Broken(Silent):
-        def say(self, heading, text):
-            if heading == "Done":
-                raise OSError("the window is closed")
-
-    with pytest.raises(OSError, match="the window is closed"):
-        DeepCluster(n_clusters=3, rounds=0, image_size=16).fit(PIXELS, run=tmp_path / "run", display=Broken())
-    assert record(tmp_path / "run")["status"] == "done"
-    assert logged(tmp_path / "run")[-1] == "ERROR OSError: the window is closed"
 
 
 def logged(run):
@@ -114,14 +102,8 @@ def test_unwritten_text_is_kept_under_pythonunbuffered(monkeypatch, capfd):
     assert capfd.readouterr().out == "kept"
 
 
-@pytest.mark.parametrize("kind", ["a full disk", "a folder"])
-def test_a_log_that_cannot_be_written_costs_its_lines(kind, run):
-    (log := run / "log.txt").unlink()
-    if kind == "a folder":
-        log.mkdir()
-    else:
-        log.touch()
-        os.truncate(log, 1 << 26)
-    code, said = command("recut", run, "-k", "2", "--quiet", trap=("FSIZE", "", 1 << 26))
-    assert (code, str(log) in said) == ((5, True) if kind == "a folder" else (0, False))
-    assert kind != "a full disk" or log.stat().st_size == 1 << 26
+def test_a_log_that_cannot_be_written_costs_its_lines(run):
+    (run / "log.txt").write_bytes(b"")
+    os.truncate(run / "log.txt", 1 << 26)
+    assert command("recut", run, "-k", "2", "--quiet", trap=("FSIZE", "", 1 << 26)) == (0, "")
+    assert (run / "log.txt").stat().st_size == 1 << 26

@@ -6,13 +6,8 @@ import json
 import os
 import re
 import runpy
-import socket
-import struct
 import sys
-from contextlib import suppress
-from select import select
 from threading import Thread
-from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import unquote_to_bytes
@@ -22,11 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.cluster import KMeans as SklearnKMeans
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
-from torchvision.transforms.functional import five_crop
 
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
@@ -38,10 +30,9 @@ from deepcluster.nets.weights import shapes_only
 from deepcluster.runs.run import placement_columns
 from deepcluster.runs.teach import read_answers
 from deepcluster.storage.run_folder import RunFolder
-from tests.helpers.drawings import KINDS, draw, write_image
+from tests.helpers.drawings import KINDS, draw, few_digits, write_image
 from tests.helpers.image_files import HEIC, dng, files_of_all_modes, stored
 from tests.helpers.pages import ROOT
-from tests.helpers.ranks import WAIT
 from tests.helpers.runs import predicted
 from tests.helpers.tiny import photos_run, tiny_run, write_clusters
 
@@ -68,21 +59,15 @@ def linear() -> dict[str, Any]:
 
 
 @pytest.fixture
-def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
-    """scikit-learn has only so many digits: as its function gives them, and in its table."""
-    digits, count = load_digits(), 400
-    loadtxt = np.loadtxt
-    monkeypatch.setattr(np, "loadtxt", lambda *args, **options: loadtxt(*args, **options)[:count])
-    few = type(digits)(data=digits.data[:count], images=digits.images[:count], target=digits.target[:count])
-    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
-    return count
+def digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_digits(monkeypatch)
 
 
 SLOW = [pytest.param(name, marks=slow) for name in ("own_loop.py", "change_a_step.py", "own_network.py")]
 
 
 @pytest.mark.parametrize("name", ["from_scratch.py", *SLOW])
-def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name, tmp_path, monkeypatch):
+def test_an_example_of_rounds_tells_digits_apart(output_of, digits, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # from_scratch.py draws on the screen without it
     has_run = name == "change_a_step.py"
     lines = output_of(name, "1", *[str(tmp_path / "run")] * has_run)
@@ -105,18 +90,7 @@ def test_power_iteration_by_hand(output_of, tmp_path):
     assert "power_iteration" in json.loads((tmp_path / "run/run.json").read_text())["steps"]["own clustering"]
 
 
-def test_k_means_of_another_library(monkeypatch):
-    """cuML, which needs a GPU, is a stand-in with its documented interface."""
-    cluster = ModuleType("cuml.cluster")
-    cluster.KMeans = lambda output_type, **options: SklearnKMeans(**options)
-    monkeypatch.setitem(sys.modules, "cuml", ModuleType("cuml"))
-    monkeypatch.setitem(sys.modules, "cuml.cluster", cluster)
-    step = runpy.run_path(str(EXAMPLES / "other_kmeans.py"))["by_cuml"]
-    rows = torch.tensor([[0.0], [0.1], [9.0], [9.1]]).repeat(40, 1)
-    (clustering,) = step(rows, [2], None, seed=0, round=0)
-    assert clustering.labels[:4].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
-
-
+@slow  # a graph takes seconds
 def test_serve_onnx(tmp_path, capsys):
     """It prepares pixels as the package does, so it answers as `predict` does, or refuses an image."""
     pytest.importorskip("onnxruntime")
@@ -135,13 +109,7 @@ def test_serve_onnx(tmp_path, capsys):
     columns = placement_columns(wanted.model, wanted.model.placement(wanted.reduced), wanted.residuals)
     assert len(wanted.paths) == len([*folder.iterdir()]) > 60
     with runpy.run_path(str(EXAMPLES / "serve_onnx.py"))["Server"](str(tmp_path / "graph.onnx"), 0) as server:
-        place = server.server_address
-        waiting = [socket.create_connection(place, 5) for _ in range(32)]
         Thread(target=server.serve_forever, daemon=True).start()
-        for connection in waiting:
-            connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-            assert b" 200 " in connection.recv(100)
-            connection.close()
         address = f"http://127.0.0.1:{server.server_port}"
         for path, *cells in zip(wanted.paths, *columns.values(), strict=True):
             with urlopen(address, data=(folder / path).read_bytes()) as answer:
@@ -162,20 +130,11 @@ def test_serve_onnx(tmp_path, capsys):
         ):  # fmt: skip
             with pytest.raises(HTTPError, match=str(status)):
                 urlopen(Request(address + path, data, headers))
-        with socket.create_connection(place) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
-            connection.sendall(b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
-        assert all(server.free.acquire(timeout=WAIT) for _ in range(32))  # all threads have ended
-        server.free.release(32)
         assert "Traceback" not in capsys.readouterr().err
-        idle = [socket.create_connection(place) for _ in range(40)]
-        assert not idle[-1].recv(1) and len(select(idle, (), (), 0)[0]) == 8  # a closed one can be read
-        for connection in idle:
-            connection.close()
         server.shutdown()
 
 
-def test_the_notebook_runs_as_it_was_run(few_digits, tmp_path, monkeypatch):
+def test_the_notebook_runs_as_it_was_run(digits, tmp_path, monkeypatch):
     file = EXAMPLES / "digits.ipynb"
     cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
@@ -221,17 +180,11 @@ def test_the_linear_protocol_by_layers(linear, output_of, photos, tmp_path):
     name, top1 = re.match(r"(\w+) +top1 ([.\d]+)", line).groups()
     assert name == "block2" and float(top1) > 0.9
 
-    images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    five = five_crop(images, 2)
-    assert torch.equal(torch.stack(linear["ten_crops"](images, 2)), torch.stack([*five, *(x.flip(3) for x in five)]))
 
-
-def test_probes_tell_the_labels_of_test_images(output_of, fit_once, photos):
-    run = str(fit_once("--labels", "folders"))
-    for own in ([], ["--own", str(photos)]):
-        lines = output_of("research/probes.py", run, str(photos), "--neighbours", "1", *own)
-        assert [line.split()[0] for line in lines] == ["top1_k1", "top1_linear"]
-        assert all(float(line.split()[1]) > 0.9 for line in lines)  # the images that they learnt from
+def test_probes_tell_the_labels_of_test_images(output_of, finished, photos):
+    lines = output_of("research/probes.py", str(finished), str(photos), "--neighbours", "1", "--own", str(photos))
+    assert [line.split()[0] for line in lines] == ["top1_k1", "top1_linear"]
+    assert all(float(line.split()[1]) > 0.9 for line in lines)  # the images that they learnt from
 
 
 def test_the_figures_of_the_paper_are_drawn(output_of, photos, tmp_path):
@@ -320,7 +273,7 @@ def test_label_studio(output_of, tmp_path):
         (tmp_path / "photos" / path).unlink()
     (tmp_path / "photos/link.png").symlink_to(tmp_path / "secret.png")
     out, table, images = tmp_path / "tasks.json", tmp_path / "answers.csv", str(tmp_path / "photos")
-    *left_out, _, _, _, interface = output_of("label_studio.py", "tasks", str(run), images, str(out))
+    *left_out, _, _, _, _ = output_of("label_studio.py", "tasks", str(run), images, str(out))
     assert sorted(line.partition(": ")[2] for line in left_out) == sorted(map(ascii, hostile))
     tasks = json.loads(out.read_text())
     labels = ['\'=Möwe & "co"', "cluster 1"]
@@ -329,11 +282,6 @@ def test_label_studio(output_of, tmp_path):
         assert place == "/data/local-files/" and unquote_to_bytes(query) == os.fsencode(f"photos/{path}")
         assert [choice["value"] for choice in task["data"]["clusters"]] == labels
         assert task["predictions"][0]["result"][0]["value"] == {"choices": labels[:1]}
-    with suppress(ImportError):
-        from label_studio_sdk.label_interface import LabelInterface
-
-        known = LabelInterface(interface.partition(": ")[2])
-        assert all(known.validate_prediction(task["predictions"][0]) for task in tasks)
     given = [["owl"], ["cluster 1", "cluster 1"], [labels[0]], [], ["owl", "gull"]]
     for task, names in zip(tasks, given, strict=True):
         (result,) = task["predictions"][0]["result"]
@@ -356,7 +304,7 @@ def test_label_studio(output_of, tmp_path):
 
 @slow
 def test_conv4(output_of, tmp_path):
-    """Two kinds of images; a run that was stopped after an epoch ends like one that was not."""
+    """Two kinds of images, by the loop of the page and by a recipe."""
     random = np.random.default_rng(7)
     for part, count in (("train", 20), ("test", 10)):
         for kind in KINDS[:2]:
@@ -364,18 +312,12 @@ def test_conv4(output_of, tmp_path):
             for number in range(count):
                 Image.fromarray(draw(kind, random, 32)).save(folder / f"{number}.png")
 
-    def lines(out: str, epochs: str, *options: str) -> list[str]:
-        folders = [str(tmp_path / name) for name in ("train", "test", out)]
-        arguments = [*folders, "--seeds", "1", "--epochs", epochs, "--clusters", "4", *options]
-        return [re.sub(r"\d+ s of a processor", "", line) for line in output_of("research/conv4.py", *arguments)]
+    def accuracy(out: str, *options: str) -> float:
+        arguments = [*(str(tmp_path / name) for name in ("train", "test", out)), "--seeds", "1", "--clusters", "4"]
+        return float(output_of("research/conv4.py", *arguments, *options)[-1].split()[-1])
 
-    assert 0.5 < float(lines("plain", "2")[-1].split()[-1]) <= 1
-    whole = lines("whole", "2", "--as-released")
-    assert lines("parts", "1", "--as-released")[:2] == whole[:2]
-    assert lines("parts", "2", "--as-released") == whole[2:]
-    one, other = (tmp_path / name / "seed-1.pt" for name in ("whole", "parts"))
-    assert one.read_bytes() == other.read_bytes()
-    assert 0 < float(lines("run", "1", "--recipe", "classic", "--average", ".5")[-1].split()[-1]) <= 1
+    assert 0.5 < accuracy("plain", "--epochs", "2") <= 1
+    assert 0 < accuracy("run", "--epochs", "1", "--recipe", "classic", "--average", ".5") <= 1
 
 
 def test_the_views_and_heads_of_conv4(monkeypatch):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from deepcluster.commands.cli import run_command
-from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.errors import DeepClusterWarning
 from deepcluster.fitting import fit as run
 from deepcluster.fitting import read as reading
 from deepcluster.fitting.plan import Request
@@ -170,13 +170,6 @@ def noise(count: int, side: int = 8) -> np.ndarray:
 def test_numbers_of_images_and_clusters(count: int, k: int, side: int, tmp_path: Path) -> None:
     options = {"rounds": (count + k) % 2, "average": 0.4}
     assert len(set(clusters(noise(count, side), k, tmp_path / "run", **options))) == k
-
-
-@pytest.mark.parametrize(("k", "error"), [(21, DataError), (0, UsageError), (-1, UsageError)])
-def test_a_number_of_clusters_that_20_images_cannot_have(k: int, error: type[Exception], tmp_path: Path) -> None:
-    with pytest.raises(error, match=rf"{k} .*(20|1)"):
-        clusters(noise(20), k, tmp_path / "run")
-    assert not (tmp_path / "run").exists()  # it is said before anything is written
 
 
 def alike(kind: str, count: int = 30) -> tuple[np.ndarray, int]:

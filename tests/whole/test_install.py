@@ -1,14 +1,9 @@
-"""The package where it is installed: on systems without POSIX, and so that type checkers find it."""
+"""The package on systems without POSIX."""
 
-import shutil
 import subprocess
 import sys
-import zipfile
-from pathlib import Path
 
-import pytest
-
-from tests.helpers.pages import ROOT
+import numpy as np
 
 # In a process of its own: what only POSIX has is hidden, once the packages of others are imported.
 ELSEWHERE = """
@@ -54,29 +49,8 @@ for line in ("fit images.npy -k 3 --rounds 0 --image-size 16 -o run --quiet", "p
 
 
 def test_nothing_needs_posix(tmp_path):
-    import numpy as np
-
     images = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), np.uint8)
     np.save(tmp_path / "images.npy", images)
     done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "new.csv").read_text().splitlines()) == 31
-
-
-def build(hook: str, folder: Path) -> None:
-    pytest.importorskip("setuptools", "77")
-    code = f"from setuptools import build_meta; build_meta.{hook}('.')"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=folder)
-
-
-def test_an_editable_install_is_a_path_that_type_checkers_follow(tmp_path):
-    (tmp_path / "deepcluster" / "report").mkdir(parents=True)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("deepcluster/__init__.py", "deepcluster/report/__init__.py"):
-        (tmp_path / name).touch()
-    build("build_editable", tmp_path)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        installed = {Path(name).suffix: name for name in wheel.namelist() if ".dist-info/" not in name}
-        assert installed.keys() == {".pth"}
-        assert wheel.read(installed[".pth"]).decode().strip() == str(tmp_path)

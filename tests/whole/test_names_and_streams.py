@@ -1,6 +1,5 @@
 """Names and texts from strangers, and surroundings that are nobody's bug: closed streams, odd folders, no room."""
 
-import codecs
 import contextlib
 import csv
 import errno
@@ -11,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +25,13 @@ from PIL import Image
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import files as image_files
 from deepcluster.images import find
-from deepcluster.report.pictures import webp
 from deepcluster.runtime.tables import unguarded, write_csv
 from deepcluster.storage import lock, run_folder
 from deepcluster.storage.content import COLUMNS, FILES
 from deepcluster.texts import retold
 from tests.helpers.drawings import write_image
 from tests.helpers.names import FORMULAS, HARMLESS, NAMES
+from tests.helpers.pages import ROOT
 from tests.helpers.runs import record, result, rows, small_fit
 
 FOLDER = b"odd \x1b[31m\n \xe9 <b>"
@@ -57,7 +55,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **variables}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
         [sys.executable, "-m", "deepcluster", *arguments], capture_output=True, env=environment, cwd=folder
     )
@@ -120,16 +118,16 @@ names = st.binary(min_size=1, max_size=40).map(lambda raw: re.sub(b"[/\0]", b"="
 texts = names | st.text(st.sampled_from("./'=-+@\t\r\n\uff1d,;\"a \u200b"), max_size=8)
 
 
-@pytest.mark.parametrize("column", (*TEXT_COLUMNS, "now"))
 @given(cells=st.lists(texts, max_size=10))
-@settings(derandomize=True, max_examples=40)
-def test_no_cell_of_text_is_a_formula_and_all_come_back(column: str, cells: list[str]) -> None:
-    file, cells = io.StringIO(newline=""), HARMLESS + FORMULAS + cells
-    write_csv(file, (column, "distance"), [{column: cell, "distance": -1.5} for cell in cells])
+@settings(derandomize=True, max_examples=100)
+def test_no_cell_of_text_is_a_formula_and_all_come_back(cells: list[str]) -> None:
+    file, cells, columns = io.StringIO(newline=""), HARMLESS + FORMULAS + cells, (*TEXT_COLUMNS, "now")
+    write_csv(file, (*columns, "distance"), [dict.fromkeys(columns, cell) | {"distance": -1.5} for cell in cells])
     seen = raw_rows(file.getvalue().encode(errors="surrogateescape").decode(errors="surrogateescape"))
-    assert [unguarded(row)[column] for row in seen] == cells
-    assert not any(DANGEROUS.match(row[column]) for row in seen)
-    assert [row[column] for row in seen[: len(HARMLESS)]] == HARMLESS
+    for column in columns:
+        assert [unguarded(row)[column] for row in seen] == cells
+        assert not any(DANGEROUS.match(row[column]) for row in seen)
+        assert [row[column] for row in seen[: len(HARMLESS)]] == HARMLESS
     assert {row["distance"] for row in seen} == {"-1.5"}  # a number stays a number
 
 
@@ -158,33 +156,25 @@ def test_absolute_paths_of_a_command_lose_their_folders(word: str, shown: str) -
     assert retold("it isn't closed") == retold("") == ""
 
 
-def test_a_file_that_is_gone_before_it_was_looked_at_is_listed(tmp_path: Path, monkeypatch: Any) -> None:
-    entry, scan = Mock(), MagicMock()
-    entry.configure_mock(name="gone.png", **{"is_symlink.side_effect": FileNotFoundError(2, "gone")})
-    scan.return_value.__enter__.return_value = [entry]
-    monkeypatch.setattr(image_files.os, "scandir", scan)
-    with pytest.raises(DataError, match=r"gone\.png"):
-        find(tmp_path)
+@pytest.mark.parametrize("closed", ["closed", "closed/00.png"])
+def test_a_folder_or_file_that_another_user_has_closed_is_listed(closed: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Root, as which tests may run, may read everything: what scandir refuses is refused by a substitute."""
+    for name in ("00.png", "closed/00.png"):
+        write_image(tmp_path / name, 0)
+    scan = os.scandir
 
+    def scandir(path: Any) -> Any:
+        if Path(path).name == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        if Path(path).name != "closed":
+            return scan(path)
+        entry = Mock(**{"is_symlink.side_effect": PermissionError(errno.EACCES, "Permission denied")})
+        entry.name = "00.png"
+        return MagicMock(**{"__enter__.return_value": [entry]})
 
-@pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="only root can become another user")
-def test_what_another_user_may_not_read_is_listed() -> None:
-    code = (
-        "import json, os, sys\nfrom PIL import Image\nfrom deepcluster.images import find\n"
-        "from deepcluster.images.store import read_once\nImage.init()\n"
-        "read_once(find(sys.argv[1]), 4)\n"  # imports everything: the other user may not read the environment
-        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "store = read_once(find(sys.argv[1]), 4)\nprint(json.dumps([len(store.usable), [*dict(store.skipped)]]))"
-    )
-    # Folders of pytest are for one user. In "listed" names can be read, and files cannot.
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("a.png", "b.png", "closed/c.png", "listed/d.png"):
-            write_image(Path(folder, name), 0)
-        for name, mode in {"": 0o755, "b.png": 0, "closed": 0, "listed": 0o644}.items():
-            Path(folder, name).chmod(mode)
-        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [1, ["b.png", "closed", "listed/d.png"]]
+    monkeypatch.setattr(image_files.os, "scandir", scandir)
+    source = find(tmp_path)
+    assert source.paths == ("00.png",) and [path for path, _ in source.skipped] == [closed]
 
 
 # ---- surroundings ----------------------------------------------------------------------------------------------------
@@ -201,16 +191,6 @@ SEGMENT = "libtorch_cpu.so: failed to map segment from shared object"
 def test_every_way_to_say_that_there_is_no_memory(text: str, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
     monkeypatch.setattr("deepcluster.commands.make.check_run", Mock(side_effect=RuntimeError(text)))
     ends(["report", "run"], 6)
-
-
-def test_a_decoder_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow goes on without the format, and KeyError: 'WEBP' would be all that is left."""
-
-    monkeypatch.delattr("PIL._webp", raising=False)
-    monkeypatch.setitem(sys.modules, "PIL._webp", None)  # an ImportError
-    monkeypatch.delitem(Image.SAVE, "WEBP", raising=False)
-    with pytest.raises(ImportError):
-        webp(Image.new("RGB", (8, 8)))
 
 
 @pytest.mark.parametrize("line", ["fit ", "predict run ", "fit photos -o ", "fit photos --labels="])
@@ -252,34 +232,26 @@ def test_standard_input_that_is_closed_or_cannot_be_read(finished: Path, monkeyp
 @pytest.mark.parametrize(
     ("line", "code"),
     [
-        ("recipes >&-", 5),
-        ("recipes 2>&- <&-", 0),
-        ("recipes nothing 2>&-", 2),
         ("recipes 2>/dev/full >/dev/full", 5),
-        ("recipes | true", 0),
         (r"fit 日.png --dry-run | grep -F '\u65e5.png'", 0),  # a terminal that lacks the letter
     ],
 )
 def test_odd_streams_end_a_command_as_they_should(line: str, code: int, tmp_path: Path) -> None:
     write_image(tmp_path / "日.png", 0)
     program = f"set -o pipefail; {shlex.quote(sys.executable)} -m deepcluster {line}"
-    odd = {"COLUMNS": "0", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[2])}
+    odd = {"COLUMNS": "0", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ | odd)
     assert done.returncode == code
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr
 
 
-def test_a_byte_order_mark_is_no_damage_and_a_current_folder_that_is_gone_no_error(
-    run, photos, tmp_path, monkeypatch, ends
-):
-    for name in ("clusters.csv", "run.json"):
-        (run / name).write_bytes(codecs.BOM_UTF8 + (run / name).read_bytes())
+def test_a_current_folder_that_is_gone_is_named(photos, tmp_path, monkeypatch, ends):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here").rmdir()
-    ends(["recut", run, "-k", "2", "-q"], 0)
-    ends(["fit", photos, "-o", tmp_path / "new", *small_fit()], 5)  # torch asks for it in the first round
-    assert not (tmp_path / "new").exists()
+    assert "current folder" in ends(["fit", photos, "-o", tmp_path / "new"], 5)  # torch asks for it in the first round
+    with pytest.raises(DataError, match="current folder"):
+        find("a.png")
 
 
 def test_a_run_that_cannot_be_written_to(run: Path, monkeypatch, ends: Ends) -> None:

@@ -19,7 +19,6 @@ from tests.helpers.runs import bystanders, change_record, contents, small_fit, s
 from tests.helpers.tiny import tiny_run
 
 Ends = Callable[..., str]
-ROW = b"path,cluster,name,distance,margin,is_outlier\n"
 
 
 @pytest.fixture
@@ -84,15 +83,7 @@ def test_what_is_there_is_replaced_by_overwrite_alone_and_what_is_read_never(pla
         assert changed == {arguments[-1]} | ({"labels.csv"} if arguments[0] == "embed" else set())
 
 
-NO_FILE = {
-    "nothing": "",
-    "the root": "/",
-    "no folder": "none/a.csv",
-    "below a file": "list.txt/a.csv",
-}
-
-
-@pytest.mark.parametrize("out", NO_FILE.values(), ids=NO_FILE)
+@pytest.mark.parametrize("out", ["", "/", "none/a.csv", "list.txt/a.csv"])
 def test_a_place_where_no_file_can_be(place, out, ends, monkeypatch):
     monkeypatch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
     before = contents(place)
@@ -101,18 +92,14 @@ def test_a_place_where_no_file_can_be(place, out, ends, monkeypatch):
 
 
 def test_empty_files_and_devices_may_be_outputs(place, ends):
-    """An empty file (of mktemp), devices, an open file by its number (as /dev/stdout)."""
+    """An empty file (of mktemp), and devices by links, lest a failure of this test harms the machine."""
     Path("empty.csv").touch()
-    for device in ("null", "full"):  # by a link, lest a failure of this test harms the machine
+    for device in ("null", "full"):
         Path(device).symlink_to(f"/dev/{device}")
-    with Path("log").open("w") as log:
-        log.write("a line\n")
-        log.flush()
-        for out in ("empty.csv", "null", f"/proc/self/fd/{log.fileno()}"):
-            assert ends(["predict", "run", "photos", "-o", out, "-q"], 0) == ""
-    assert os.strerror(errno.ENOSPC) in ends(["predict", "run", "photos", "-o", "full", "-q"], 5)
+    for out, code in (("empty.csv", 0), ("null", 0), ("full", 5)):
+        assert (os.strerror(errno.ENOSPC) if code else "") in ends(["predict", "run", "photos", "-o", out, "-q"], code)
     assert Path("null").is_symlink() and Path("full").is_symlink()
-    assert Path("empty.csv").read_bytes().startswith(ROW) and Path("log").read_bytes().startswith(b"a line\n" + ROW)
+    assert Path("empty.csv").read_bytes().startswith(b"path,cluster,name,distance,margin,is_outlier\n")
 
 
 def test_a_file_has_the_permissions_of_any_other(tmp_path):
