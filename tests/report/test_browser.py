@@ -803,9 +803,7 @@ def test_the_check_follows_the_names_and_goes_on_behind_a_cluster_that_it_has_em
         press(page, "j", "j", "c")
         check.title.get_by_text("gone").wait_for()
         page.keyboard.press("Control+a")
-        check.ask_where()
-        press(page, "a", "Enter")
-        check.has_focus()
+        check.move_to("a")
         for left in ("2 left to check", "1 left to check"):
             page.keyboard.press("n")
             check.about.get_by_text(left).wait_for()
