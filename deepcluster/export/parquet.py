@@ -12,7 +12,7 @@ from torch import Tensor
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import needing
 from deepcluster.report.pictures import on_sheet
-from deepcluster.runs.page import positions_of
+from deepcluster.runs.page import map_positions
 from deepcluster.runs.result import clusters_table
 from deepcluster.runs.run import read_run
 from deepcluster.runtime.console import Display, Silent
@@ -45,9 +45,9 @@ def parquet(run: Path, out: Path, *, display: Display = Silent()) -> None:
     of_run = read_run(folder)
     rows = clusters_table(of_run)
     reduced = of_run.rows.reduced  # of the first rows; the others have NaN
-    features, map_positions = (np.full((len(rows), width), np.nan, np.float32) for width in (reduced.shape[1], 2))
+    features, positions = (np.full((len(rows), width), np.nan, np.float32) for width in (reduced.shape[1], 2))
     features[: len(reduced)] = reduced.numpy()
-    map_positions[on_sheet(len(reduced))] = positions_of(folder, of_run)
+    positions[on_sheet(len(reduced))] = map_positions(folder, of_run)
     types = {str: pa.string(), int: pa.int32(), float: pa.float64(), bool: pa.bool_()}
     columns: dict[str, Any] = {}
     with folder.as_disk_errors():
@@ -57,7 +57,7 @@ def parquet(run: Path, out: Path, *, display: Display = Silent()) -> None:
             cells = zip(rows.column(column.name), rows.column("cluster"), strict=True)
             values = [value(cell) if cell or (column.name == "name" and cluster) else None for cell, cluster in cells]
             columns[column.name] = pa.array(values, types[column.kind])
-    for name, axis in zip(("map_x", "map_y"), map_positions.T, strict=True):
+    for name, axis in zip(("map_x", "map_y"), positions.T, strict=True):
         columns[name] = pa.array(axis, mask=np.isnan(axis))
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])
     progress = partial(display.progress, "neighbours")

@@ -172,7 +172,7 @@ def graph_layout(
 
 
 def graph_layouts(ties: "csr_array", seeds: Sequence[int]) -> Tensor:
-    """Embed a graph once per seed, by the curves in turn, from the same leading eigenvectors."""
+    """Return a layout of a graph for each seed, by the curves in turn, from the same leading eigenvectors."""
     start = spectral_positions(ties, DIMENSIONS, derive(seeds[0], "start"))
     pairs = zip(seeds, itertools.cycle(CURVES), strict=False)
     positions = in_threads(lambda pair: graph_layout(ties, DIMENSIONS, pair[0], start, pair[1]), pairs)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
+from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 from PIL import features as pillow
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -48,6 +48,15 @@ _ALONE = threading.Lock()
 
 T = TypeVar("T")
 
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SYSTEM_REASONS = {
     errno.ENOENT: "no such file",
     errno.ENOTDIR: "no such file",
@@ -284,15 +293,16 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
     with _ALONE if most > BYTES_AT_ONCE else nullcontext():
         image.load()
         _check_size(image.width * image.height)  # a HEIF file may declare fewer pixels than it holds
-        orientation = _orientation(image)
+        turn = _UPRIGHT.get(_orientation(image))
         factor = max(1, min(image.size) // least) if size is not None and taken > BYTES_AT_ONCE else 1
         rgb = as_rgb(image)
         if factor > 1:
             rgb = rgb.reduce(factor)
-        rgb = rgb.copy() if rgb is image else rgb
-        rgb.info = {"short_side": side}  # no more, so that a thumbnail cannot carry comments or a location
-        rgb.getexif()[ExifTags.Base.Orientation] = orientation
-        ImageOps.exif_transpose(rgb, in_place=True)
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        elif rgb is image:
+            rgb = rgb.copy()
+    rgb.info = {"short_side": side}  # no more, so that a thumbnail cannot carry comments or a location
     return rgb
 
 

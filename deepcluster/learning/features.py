@@ -123,7 +123,7 @@ def features_of(
     rows = rows.to(compute.device_for(rows.shape[1]))
     if not pairs:
         return Features(rows, compute)
-    chosen, own, of_some = _some(compute, MAX_PAIRS)
+    chosen, own, of_some = _evenly_chosen(compute, MAX_PAIRS)
     size = crop_side(compute.size)
     of_crops = extract(network, centre_crop(images[own], size), replace(of_some, size=size), embedded=embedded)
     both = compute.partition.index_select(rows, chosen), of_some.partition.all_gather(of_crops)
@@ -164,13 +164,13 @@ def certainty_of(network: Network, images: Tensor, compute: Compute, features: T
     """
     if network.classifier is None:
         return None
-    _, own, of_some = _some(compute, MAX_CERTAINTY_IMAGES)
+    _, own, of_some = _evenly_chosen(compute, MAX_CERTAINTY_IMAGES)
     features = extract(network, images[own], of_some) if features is None else features[own]
     largest = F.linear(features.float().cpu(), *network.classifier).softmax(1).amax(1)
     return float(compute.partition.processes.all_reduce(largest.double().sum())) / of_some.partition.total
 
 
-def _some(compute: Compute, count: int) -> tuple[Tensor, Tensor, Compute]:
+def _evenly_chosen(compute: Compute, count: int) -> tuple[Tensor, Tensor, Compute]:
     """Return ``count`` evenly chosen rows, their numbers among this rank's rows, and the settings for a pass over them.
 
     A collective.

@@ -155,7 +155,7 @@ def all_pairs(embeddings: Tensor, images: int, total: int, processes: Processes)
 def instance_loss(pairs: Tensor, numbers: Tensor, temperature: float) -> Tensor:
     """SimCLR's loss, the finest level of PCL: a view must be nearest to the other view of its image among all views.
 
-    ``pairs``: Layouts of the first views of B images, then of their second views: 2B x D.
+    ``pairs``: Embeddings of the first views of B images, then of their second views: 2B x D.
     ``numbers``: Indices of the B images. If an image is drawn twice, its views are not told apart.
     """
     images = len(numbers)

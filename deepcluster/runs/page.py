@@ -65,7 +65,7 @@ def write_page(folder: run_folder.LockedFolder, source: Source | None, outcome: 
     sheet = _sheet(folder, source, outcome.usable)
     away = list[str]()
     progress("map", 0, 0)
-    positions = positions_of(folder, outcome.run)
+    positions = map_positions(folder, outcome.run)
     progress("report", 0, 0)
     drawings = Drawings(positions, _similar(folder, outcome.usable, outcome.run.rows.reduced), sides_of(source))
     picture = pictures(source, THUMBNAIL, instead=_tiny(folder, outcome, sheet, away))
@@ -222,7 +222,7 @@ def sides_of(source: Source | None) -> Callable[[str], tuple[int, int] | None]:
 # ---- the drawings as files ------------------------------------------------------------------------------------------
 
 
-def positions_of(folder: run_folder.RunFolder, run: Run) -> npt.NDArray[np.float32]:
+def map_positions(folder: run_folder.RunFolder, run: Run) -> npt.NDArray[np.float32]:
     """Return the positions of the images on the sheet (float32, M x 2); a locked folder keeps those that it lacks."""
     total = len(run.rows.reduced)
     positions = read_map(folder, total)
