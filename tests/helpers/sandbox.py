@@ -5,6 +5,7 @@ import io
 import json
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -101,7 +102,7 @@ class Sandbox:
                     patch.setattr(sys, "argv", words[1:])
                     runpy.run_path(str(ROOT / words[1]), run_name="__main__")
         elif words[0] == "python" and words[1].startswith("benchmarks/"):
-            assert (ROOT / words[1]).is_file(), line  # it takes minutes to hours
+            check_benchmark(words[1], [word for word in words[2:] if word.startswith("--")])
         else:
             assert words[0] in (*SHELL, *INSTALLING), f"{self.page.name}: no rule for {line!r}"
             if words[0] in SHELL:
@@ -175,3 +176,14 @@ def write_weights(path: Path) -> None:
         save_file(timm.create_model(path.stem).state_dict(), path)
     else:
         torch.save({"state_dict": timm.create_model("resnet50", num_classes=0).state_dict()}, path)
+
+
+def check_benchmark(script: str, given: list[str]) -> None:
+    """A script of measurements takes minutes to hours: it is there, and it and ``fit`` know the options given."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+        patch.setattr(sys, "argv", [script, "--help"])
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    own = given[: given.index("--")] if "--" in given else given
+    assert set(own) <= set(re.findall(r"(?<![\w-])--[a-z-]+", said.getvalue())), f"{script}: {shlex.join(own)}"
+    assert set(given[len(own) + 1 :]) <= options("fit"), f"{script} -- {shlex.join(given)}"

@@ -219,5 +219,14 @@ def change_tensors(folder: Path, file: str = models.WEIGHTS, **changes: Any) -> 
     change_config(folder)
 
 
+def write_weights(folder: Path, content: bytes, file: str = models.WEIGHTS) -> None:
+    (folder / file).write_bytes(content)
+    change_config(folder)
+
+
+def safetensors_bytes(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
 def flipped(content: bytes, position: int, bit: int) -> bytes:
     return content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :]

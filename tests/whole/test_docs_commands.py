@@ -6,6 +6,7 @@ the page does not set, and a Python block ``rounds=1``. A comment ``exit code N`
 """
 
 import importlib
+import json
 import re
 import tomllib
 from importlib.util import find_spec
@@ -110,6 +111,14 @@ def test_tables_and_marked_numbers_are_those_measured_or_of_the_code(monkeypatch
             value = eval(re.sub(r"[a-z][\w~-]*\.[\w.-]*\w", lambda name: str(value_of(name[0], tables)), source))
             half = 0.5001 * 10 ** -len(number.partition(".")[2])
             assert abs(value - float(number.replace(",", ""))) <= half, f"{page.name}: {source} is {value}"
+
+
+def test_results_have_a_row_on_each_line(monkeypatch: pytest.MonkeyPatch):
+    """A new measurement then changes the lines of its runs alone."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    in_rows = importlib.import_module("common").in_rows
+    for file in (ROOT / "benchmarks/results").glob("*.json"):
+        assert file.read_text() == in_rows(json.loads(file.read_text())) + "\n", f"{file.name}: by `save`"
 
 
 FIGURE = r"(?<![\w.,/])(?<!\w-)(?:\d[\d,]*\.\d+|\.\d+|\d[\d,]*(?= ?(?:%|(?:[MG]B|m?s|seconds?|minutes?)\b)))(?!\w|\.\d)"
