@@ -112,6 +112,7 @@ def test_the_attributes_of_a_fit(trained):
     assert trained.paths_[:2] == ["0", "1"] and not hasattr(trained, "n_features_in_")
 
     assert np.array_equal(trained.predict(images), trained.labels_)
+    assert np.array_equal(trained.transform(images), trained.embedding_)
     to_own = trained.embedding_ - trained.cluster_centers_[trained.labels_]
     assert trained.inertia_ == pytest.approx((to_own**2).sum(), rel=1e-5)
     assert trained.score(images) == -trained.inertia_
@@ -207,6 +208,7 @@ def test_features_have_the_paths_of_their_pictures(digits, of_features, tmp_path
 
 
 def test_all_methods_take_features(digits, of_features, tmp_path):
+    assert np.array_equal(of_features.transform(digits), of_features.embedding_)
     assert of_features.score(digits) == -of_features.inertia_
     placed = of_features.place(digits)
     assert np.array_equal(placed, of_features.place()) and placed["path"][:2].tolist() == ["0", "1"]
@@ -244,11 +246,21 @@ def test_parameters_for_images_are_refused_with_features(name, given, digits):
         DeepCluster(n_clusters=3).set_params(**given).fit(digits)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_rows_of_features_are_grouped(count, digits):
+    for n_clusters in ("auto", count):
+        ours = DeepCluster(n_clusters=n_clusters).fit(digits[:count])
+        assert np.array_equal(ours.predict(digits[:count]), ours.labels_)
+    assert ours.n_clusters_ == count
+    with pytest.raises(DataError):
+        DeepCluster(n_clusters=count + 1).fit(digits[:count])
+
+
 def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
     changing = DeepCluster(n_clusters=3).fit(digits)
     first = changing.run_
     assert not hasattr(clone(changing), "labels_")
-    changing.set_params(**UNTRAINED).fit(three_kinds())
+    changing.recut(5).set_params(**UNTRAINED).fit(three_kinds())
     assert same(changing, untrained)
     assert changing.n_clusters_ == 3 and not hasattr(changing, "n_features_in_") and not first.exists()
 
@@ -317,6 +329,13 @@ class Pooled(torch.nn.Linear):
 
     def forward(self, images):
         return self.change(super().forward(images.mean((2, 3))))
+
+
+@pytest.mark.filterwarnings("ignore:training has collapsed")  # nine weights
+def test_features_of_a_module_in_float64_are_made_float32():
+    given = QUICK | {"recipe": "classic", "options": {"precision": "fp32", "pseudo_labels": 6}}
+    ours = DeepCluster(**given, backbone=Pooled(torch.Tensor.double)).fit(three_kinds())
+    assert ours.embedding_.dtype == np.float32 and np.array_equal(ours.predict(three_kinds()), ours.labels_)
 
 
 @pytest.fixture(scope="module")

@@ -405,6 +405,14 @@ def test_distinct_is_distinct_whatever_comes(names, repeated):
     assert all(made[i] == names[i] for i in first.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [("हिन्दी (1).jpg", "हिन्दी (1).jpg"), ("__a::b[x]?.png", "a__b_x__.png"), ("\udcff.png", "image.png")],
+)
+def test_plain(name, made):
+    assert plain(name) == made
+
+
 @given(NAMES)
 def test_plain_names_are_utf8_and_fit(name):
     made = plain(name)

@@ -295,6 +295,14 @@ def test_silhouette_and_modularity_of_cuts_are_those_of_their_labels():
     np.testing.assert_allclose(modularities, [modularity(ties, labels) for labels in cuts])
 
 
+def test_the_guess_takes_the_layouts_of_the_cut():
+    rows = blobs([60] * 3)
+    layouts = graph.Layouts()
+    cut_features(rows, 3, seed=5, layouts=layouts)
+    known = len(layouts.known)
+    assert plausible_numbers(rows, seed=5, layouts=layouts)[0].k == 3 and len(layouts.known) == known
+
+
 def test_modularity_by_hand():
     """Two triangles and a bridge: 12 of 14 ends are inside, and half of random ones would be."""
     ties = np.kron(np.eye(2), 1 - np.eye(3))

@@ -187,6 +187,12 @@ def test_only_skipped_rows_without_numbers_are_left_out(tmp_path):
     file = table(tmp_path / "f.parquet", embedding=rows, status=["skipped", "skipped", "ok", "skipped"], id=[*"abcd"])
     features, source = read_features(file)
     assert features.tolist() == [ROW, ROW] and source.paths == ("b", "c")
+    short = table(tmp_path / "s.parquet", embedding=[[nan, nan], ROW, [1.0]], status=["skipped", "ok", "ok"])
+    second = table(tmp_path / "two/1.parquet", embedding=[[nan, nan], ROW, ROW], status=["skipped", "ok", "ok"]).parent
+    table(tmp_path / "two/2.parquet", embedding=[[1.0]], status=["ok"])
+    for place, row in ((short, 2), (second, 3)):  # rows of the file are counted
+        with pytest.raises(DataError, match=f"1 number in row {row}"):
+            read_features(place)
     tagged = table(tmp_path / "t.parquet", embedding=[ROW], status=[["skipped"]])
     assert read_features(tagged).features.tolist() == [ROW]
 

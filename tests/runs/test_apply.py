@@ -4,29 +4,38 @@ import csv
 import json
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from deepcluster.clustering.kmeans import kmeans
 from deepcluster.commands.cli import run_command
 from deepcluster.errors import UsageError
+from deepcluster.fitting.like import Former, continued
 from deepcluster.groups import graph
-from deepcluster.groups.cut import Cut, pinned, placement_of
+from deepcluster.groups.cut import Cut, as_clusters, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split_cluster
 from deepcluster.model import Model, Said
+from deepcluster.recipes.options import Recipe
 from deepcluster.runs.apply import applied, apply
+from deepcluster.runs.change import undo
 from deepcluster.runs.inherit import heirs, lost, past_of, taught_again
-from deepcluster.runs.recut import recut
+from deepcluster.runs.recut import cut_anew, recut
 from deepcluster.runs.update import update
+from deepcluster.runtime.console import Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.former import name_of
-from deepcluster.storage.model_files import EMBEDDINGS
+from deepcluster.storage.model_files import EMBEDDINGS, load
 from tests.helpers.runs import contents, model_digest, result, rows, same_files, without_page
 from tests.helpers.tiny import change_tensors, run_of, tiny_model
 
@@ -127,6 +136,41 @@ def test_millions_of_numbers_take_no_quadratic_work():
     heir = heirs(before, (before + 1) % count, mutual=True)
     assert (heir[0], heir[count - 1]) == (1, 0)
     assert time.process_time() - begin < 20
+
+
+ROWS = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)))
+WAYS = ["merge", "split", "move", "like", "recut"]
+STEPS = st.lists(st.sampled_from(WAYS), min_size=8, max_size=16)
+
+
+@settings(max_examples=10)
+@given(STEPS, st.integers(0, 1 << 32))
+@example(["move", "split", "split", "split", "like", "recut", "merge"], 77533)
+def test_a_number_is_never_given_twice(ways: list[str], seed: int) -> None:
+    """The walks of test_change have undo and redo, too."""
+    random = Random(seed)
+    model = tiny_model(("",) * 4, cut=as_clusters(kmeans(ROWS, 4)))
+    present = ever = {*range(4)}
+    for step in ways:
+        free, some = len(model.names), random.sample(sorted(present), min(2, len(present)))
+        target = random.choice([some[0], free - 1, free, free + 1])
+        moves = tuple((row, target) for row in random.sample(range(30), random.choice([1, 9, 30])))
+        edits: dict[str, Any] = {"merge": (tuple(some),), "split": ((some[0], 2),), "move": moves}
+        count = 0
+        with suppress(UsageError):  # a cluster of one part, a number that was given, or a recut into too few
+            if step == "like":
+                new = replace(model, names=("",) * 5, cut=as_clusters(kmeans(ROWS, random.randrange(1, 6), seed=1)))
+                former = Former(Path("old"), run_of(model, ROWS), [], 16)
+                model = continued(run_of(new, ROWS), former, torch.arange(30))[0].model
+            elif step == "recut":
+                count = random.randrange(1, 6)
+                model = cut_anew(run_of(model, ROWS), count, Recipe(), Silent()).run.model
+            else:
+                model = moving(model, ROWS, **{step: edits[step]})
+        now_present = {*model.cut.cluster_of.tolist()}
+        first = {*range(count)}  # of a recut, and moved images may leave some empty
+        assert not (now_present - present - first) & ever
+        present, ever = now_present, ever | now_present
 
 
 def test_a_split_by_hand() -> None:
@@ -282,7 +326,18 @@ def test_the_last_edits_are_taken_back_and_one_file_changes(five_clusters, tmp_p
     assert '"next":601,' in (five_clusters / "report.html").read_text()
     assert "601" in ends(["apply", five_clusters, edits], 2)
     ends(["apply", five_clusters, "--undo", "2"], 2)
+    # A recut keeps the kinds, and can be taken back.
+    before = contents(five_clusters)
+    assert "2 clusters have names or answers" in ends(["recut", five_clusters, "-k", "1"], 2)
+    assert contents(five_clusters) == before
     assert "--undo" in prints("recut", five_clusters, "-k", "2")
+    assert {row["name"] for row in rows(five_clusters / "cluster_summary.csv")} == {"a", "b"}
+    prints("apply", five_clusters, "--undo")
+    assert same() == once
+    # Names that came over from an earlier cut, too.
+    apply(five_clusters, Edits("", {number: f"name {number}" for number in range(5)}, (), (0,)))
+    recut(five_clusters, 5)
+    assert models.load(five_clusters).junk == (0,)
     prints("apply", five_clusters, "--undo", "all")
     assert same() == first
     ends(["apply", five_clusters, "--undo"], 2)
@@ -376,3 +431,22 @@ def test_a_damaged_file_of_embeddings_is_made_again(run: Path, many: Path) -> No
     recut(run, 4)
     assert path.read_bytes() == whole
     assert rows(run / "clusters.csv") == rows(many / "clusters.csv")
+
+
+def test_moves_survive_a_recut_and_undo_takes_it_back(run: Path) -> None:
+    recut(run, 8)
+    table = rows(run / "clusters.csv")
+    origin, target = table[0]["cluster"], table[1]["cluster"]
+    apply(run, Edits(names={int(target): "there"}, move=((0, int(target)), (8, int(target)))))
+    apply(run, Edits(move=((8, int(origin)),)))  # and back, where it stays
+    assert load(run).placed == {0: "answer", 8: "answer"}
+    for _ in range(2):
+        recut(run, 8)  # the same eight groups
+        after = rows(run / "clusters.csv")
+        assert after[0]["name"] == after[1]["name"] == "there" and after[8]["cluster"] != after[0]["cluster"]
+        assert {row["cluster"] for row in after[9::8]} == {after[0]["cluster"]}
+    undo(run)
+    assert rows(run / "clusters.csv")[:9] == after[:9] and load(run).placed == {0: "answer", 8: "answer"}
+    apply(run, Edits(merge=((int(after[0]["cluster"]), int(after[8]["cluster"])),)))
+    recut(run, 8)
+    assert rows(run / "clusters.csv")[0]["name"] == "there"

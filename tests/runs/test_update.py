@@ -219,15 +219,20 @@ def test_outliers_that_an_update_rejects_are_in_no_cluster_until_a_person_places
     assert DeepCluster.load(run).labels_.tolist().count(-1) == 4
 
 
-def test_edits_of_the_page_before_are_edits_of_the_one_after(run, more):
-    apply(run, Edits(names={1: "one"}, merge=((0, 2),)))
+def test_edits_stay_and_can_be_made_before_and_after(run, more):
+    table = used(run)
+    apply(run, Edits(names={1: "one"}, merge=((0, 2),), junk=(3,), move=((table[5]["path"], 4),)))
     cut, states = result(run)["cut"], {"model": contents(run / "model"), "former": contents(run / "former")}
     update(run, str(more))
     assert result(run)["cut"] == cut and states == {name: contents(run / name) for name in states}
-    apply(run, Edits(cut, move=((len(used(run)) - 1, 1),)))  # an added image
-    assert used(run)[-1]["name"] == "one"
+    assert used(run)[5]["cluster"] == "4" and not any(row["cluster"] == "2" for row in used(run))
+    assert all(row["name"] == "one" for row in used(run) if row["cluster"] == "1")
+    # Edits of the page before are edits of this one, and an added image can be moved.
+    apply(run, Edits(cut, names={4: "four"}, move=((len(used(run)) - 1, 1),)))
+    assert used(run)[-1]["cluster"] == "1"
     undo(run)
-    assert len(used(run)) == 60 and state_of(run) is not None
+    assert all(row["name"] != "four" for row in used(run)) and len(used(run)) == 60
+    assert state_of(run) is not None
 
 
 def test_the_page_keeps_pictures_of_images_that_are_elsewhere(run, images, more, tmp_path):
@@ -387,6 +392,23 @@ def test_rows_of_features_get_the_next_numbers_and_count_once(many_features, tmp
     page = (run / "report.html").read_bytes()
     report(run)
     assert (run / "report.html").read_bytes() == page
+
+
+def test_a_name_of_another_place_is_another_image(tmp_path):
+    given = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    for name, these in (("a", given[:40]), ("b", given[40:])):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "f.npy", these)
+        (tmp_path / name / "f.txt").write_text("\n".join(f"{i}.jpg" for i in range(len(these))))
+        for i in range(len(these)):
+            (tmp_path / name / f"{i}.jpg").touch()  # without files the paths are ids
+    run = fit(tmp_path / "a/f.npy", Request(features=True, out=tmp_path / "run", n_clusters=3)).path
+    assert update(run, str(tmp_path / "b/f.npy")).added == 20
+    paths = [row["path"] for row in used(run)]
+    assert len(set(paths)) == 60 and paths[40] == "../b/0.jpg"
+    for name in ("a", "b"):  # other features of a file that the run has
+        np.save(tmp_path / name / "f.npy", np.load(tmp_path / name / "f.npy") + 1)
+        assert update(run, str(tmp_path / name / "f.npy")).added == 0
 
 
 def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(photos, tmp_path):

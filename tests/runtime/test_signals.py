@@ -3,6 +3,7 @@
 Signals inside whole commands: whole/test_kills.py (fit), whole/test_sequences.py (all commands).
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -50,6 +51,23 @@ def test_a_signal_is_no_fault_of_what_is_read(monkeypatch, tmp_path, place):
         act(tmp_path / "here")
 
 
+@pytest.mark.parametrize(("where", "found"), [("flush", "old"), ("fsync", "old"), ("replace", "old"), ("sync", "new")])
+def test_a_file_is_whole_or_not_there(monkeypatch, tmp_path, where, found):
+    def write(file: Any) -> None:
+        file.write("new")
+        if where == "flush":
+            signal.raise_signal(signal.SIGTERM)
+
+    owners = {"fsync": (os, "fsync"), "replace": (Path, "replace"), "sync": (files, "sync_folder")}
+    if where in owners:
+        interrupt(monkeypatch, *owners[where])
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(Stopped), stoppable():
+        files.write_whole(tmp_path / "file", write)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == found
+
+
 def test_nothing_becomes_final_of_what_a_swallowed_one_left(tmp_path):
     """As figures of the images that came before it."""
     with pytest.raises(Stopped), stoppable():
@@ -93,6 +111,16 @@ def test_neither_lines_that_belong_together_nor_cleaning_up_are_broken_off():
                 check()
             done.append("cleaned up")
     assert done == ["the lines", "and what needs no check", "cleaned up"]
+
+
+def test_the_removal_of_a_scratch_folder_is_not_broken_off(monkeypatch, tmp_path):
+    interrupt(monkeypatch, os, "rmdir")
+    with pytest.raises(Stopped), stoppable():
+        with suppress(LookupError), files.new_folder(tmp_path / "out") as beside:
+            (beside / "000").mkdir()
+            raise LookupError
+        check()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_behind_it_all_is_as_before():

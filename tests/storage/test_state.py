@@ -84,11 +84,14 @@ def test_a_copy_of_two_halves_is_one_of_the_two_or_refused_by_name(made, tmp_pat
 # name, a digit cuts anew, u and r are undo and redo, U and R those of all; an error is a ! and changes nothing.
 HISTORIES = {
     "undo and redo of all": ("x y z U R", "x4 y4 z4 -4 z4"),
-    "undo or redo of nothing": ("u x r u u r r u r", "!-4 x4 !x4 -4 !-4 x4 !x4 -4 x4"),
+    "undo of redo": ("x u r u r", "x4 -4 x4 -4 x4"),
+    "redo without undo": ("x r u r r", "x4 !x4 -4 x4 !x4"),
+    "undo of nothing": ("u x u u", "!-4 x4 -4 !-4"),
     "a change over a redo stack, then undo through it": ("x y z u u w u u u u u", "x4 y4 z4 y4 x4 w4 x4 z4 y4 x4 -4"),
     "two adjacent redo stacks": (
         "x y u w u u u z u u u u u u", "x4 y4 x4 w4 x4 y4 x4 z4 x4 w4 x4 y4 x4 -4"
     ),
+    "redo after a change": ("x y u w r", "x4 y4 x4 w4 !w4"),
     "redo after recut": ("x 2 u r u w r", "x4 x2 x4 x2 x4 w4 !w4"),
     "a change to the same name keeps the redo stack": ("x y u x r", "x4 y4 x4 x4 y4"),
 }  # fmt: skip

@@ -142,11 +142,7 @@ OPERATIONS: dict[str, tuple[Work, Callable[[Path], object]]] = {
 promoting = pytest.mark.filterwarnings("ignore:.*no fit --like")
 
 
-# Undo and redo are changes of a run as a new name is.
-PARAMS = [pytest.param(name, marks=[pytest.mark.slow] if name in ("undo", "redo") else []) for name in OPERATIONS]
-
-
-@pytest.fixture(params=PARAMS)
+@pytest.fixture(params=OPERATIONS)
 def operation(request: pytest.FixtureRequest) -> tuple[Work, Callable[[Path], object]]:
     return OPERATIONS[request.param]
 
@@ -181,7 +177,7 @@ def test_a_kill_leaves_the_old_state_or_the_new_one(made, operation, both, tmp_p
 
 @at_each_change
 @promoting
-@pytest.mark.parametrize("operation", PARAMS[:-1], indirect=True)  # but for the export
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "export"], indirect=True)
 def test_a_power_cut_leaves_the_old_state_or_the_new_one(made, operation, both, tmp_path):
     (work, state), place = operation, Path(shutil.copytree(made, tmp_path / "place"))
     with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deepcluster.errors import UsageError
 from deepcluster.fitting.like import Former, continued
@@ -216,3 +218,28 @@ def test_what_a_person_says_holds(seed: int, tmp_path: Path) -> None:
     (tmp_path / "clusters").write_bytes(encoded(person.run.model, person.run.facts, Made()))
     stored = vars(read_clusters(tmp_path / "clusters").annotations)
     assert stored.items() <= vars(person.run.model).items()
+
+
+@settings(max_examples=8)
+@given(
+    st.integers(0, 1 << 32),
+    st.lists(st.sampled_from(["name", "merge", "move", "see", "junk", "teach"]), max_size=8),
+    st.floats(1, 2.5),
+)
+def test_a_recut_keeps_her_kinds_and_has_as_many_clusters_as_were_asked_for(
+    seed: int, steps: list[str], times: float
+) -> None:
+    """Kinds with names alone, too. A smaller number is refused."""
+    person = Person(clustered(features(COUNT, seed % 1000), 7, seed % 1000), np.random.default_rng(seed))
+    for step in steps:
+        getattr(person, step)()
+    before, kinds = person.run, person.kinds()
+    number = max(2, round(times * len(kinds)))
+    person.take(cut_anew(before, number, RECIPE, Silent()))
+    person.check()
+    assert len(person.present()) == number
+    names = [{run.model.names[kind] for kind in run.placement.cluster.tolist()} for run in (before, person.run)]
+    assert names[0] - {""} == names[1] - {""}
+    if len(kinds) > 1:
+        with pytest.raises(UsageError, match=f"{len(kinds)} clusters have names or answers .* -k {len(kinds) - 1}"):
+            cut_anew(before, len(kinds) - 1, RECIPE, Silent())
