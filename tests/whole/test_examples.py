@@ -6,8 +6,12 @@ import json
 import os
 import re
 import runpy
+import socket
+import struct
 import sys
+from select import select
 from threading import Thread
+from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import unquote_to_bytes
@@ -17,8 +21,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.cluster import KMeans as SklearnKMeans
 from torch import nn
 from torch.optim import SGD
+from torchvision.transforms.functional import five_crop
 
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.export import onnx
@@ -33,6 +39,7 @@ from deepcluster.storage.run_folder import RunFolder
 from tests.helpers.drawings import KINDS, draw, few_digits, write_image
 from tests.helpers.image_files import HEIC, dng, files_of_all_modes, stored
 from tests.helpers.pages import ROOT
+from tests.helpers.ranks import WAIT
 from tests.helpers.runs import predicted
 from tests.helpers.tiny import photos_run, tiny_run, write_clusters
 
@@ -90,7 +97,18 @@ def test_power_iteration_by_hand(output_of, tmp_path):
     assert "power_iteration" in json.loads((tmp_path / "run/run.json").read_text())["steps"]["own clustering"]
 
 
-@slow  # a graph takes seconds
+def test_k_means_of_another_library(monkeypatch):
+    """cuML, which needs a GPU, is a stand-in with its documented interface."""
+    cluster = ModuleType("cuml.cluster")
+    cluster.KMeans = lambda output_type, **options: SklearnKMeans(**options)
+    monkeypatch.setitem(sys.modules, "cuml", ModuleType("cuml"))
+    monkeypatch.setitem(sys.modules, "cuml.cluster", cluster)
+    step = runpy.run_path(str(EXAMPLES / "other_kmeans.py"))["by_cuml"]
+    rows = torch.tensor([[0.0], [0.1], [9.0], [9.1]]).repeat(40, 1)
+    (clustering,) = step(rows, [2], None, seed=0, round=0)
+    assert clustering.labels[:4].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
+
+
 def test_serve_onnx(tmp_path, capsys):
     """It prepares pixels as the package does, so it answers as `predict` does, or refuses an image."""
     pytest.importorskip("onnxruntime")
@@ -109,7 +127,13 @@ def test_serve_onnx(tmp_path, capsys):
     columns = placement_columns(wanted.model, wanted.model.placement(wanted.reduced), wanted.residuals)
     assert len(wanted.paths) == len([*folder.iterdir()]) > 60
     with runpy.run_path(str(EXAMPLES / "serve_onnx.py"))["Server"](str(tmp_path / "graph.onnx"), 0) as server:
+        place = server.server_address
+        waiting = [socket.create_connection(place, 5) for _ in range(32)]
         Thread(target=server.serve_forever, daemon=True).start()
+        for connection in waiting:
+            connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert b" 200 " in connection.recv(100)
+            connection.close()
         address = f"http://127.0.0.1:{server.server_port}"
         for path, *cells in zip(wanted.paths, *columns.values(), strict=True):
             with urlopen(address, data=(folder / path).read_bytes()) as answer:
@@ -130,7 +154,16 @@ def test_serve_onnx(tmp_path, capsys):
         ):  # fmt: skip
             with pytest.raises(HTTPError, match=str(status)):
                 urlopen(Request(address + path, data, headers))
+        with socket.create_connection(place) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+            connection.sendall(b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+        assert all(server.free.acquire(timeout=WAIT) for _ in range(32))  # all threads have ended
+        server.free.release(32)
         assert "Traceback" not in capsys.readouterr().err
+        idle = [socket.create_connection(place) for _ in range(40)]
+        assert not idle[-1].recv(1) and len(select(idle, (), (), 0)[0]) == 8  # a closed one can be read
+        for connection in idle:
+            connection.close()
         server.shutdown()
 
 
@@ -179,6 +212,10 @@ def test_the_linear_protocol_by_layers(linear, output_of, photos, tmp_path):
     (line,) = output_of("research/linear.py", *arguments, "--batch-size", "8")
     name, top1 = re.match(r"(\w+) +top1 ([.\d]+)", line).groups()
     assert name == "block2" and float(top1) > 0.9
+
+    images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    five = five_crop(images, 2)
+    assert torch.equal(torch.stack(linear["ten_crops"](images, 2)), torch.stack([*five, *(x.flip(3) for x in five)]))
 
 
 def test_probes_tell_the_labels_of_test_images(output_of, finished, photos):
@@ -304,7 +341,7 @@ def test_label_studio(output_of, tmp_path):
 
 @slow
 def test_conv4(output_of, tmp_path):
-    """Two kinds of images, by the loop of the page and by a recipe."""
+    """Two kinds of images; a run that was stopped after an epoch ends like one that was not."""
     random = np.random.default_rng(7)
     for part, count in (("train", 20), ("test", 10)):
         for kind in KINDS[:2]:
@@ -312,12 +349,18 @@ def test_conv4(output_of, tmp_path):
             for number in range(count):
                 Image.fromarray(draw(kind, random, 32)).save(folder / f"{number}.png")
 
-    def accuracy(out: str, *options: str) -> float:
-        arguments = [*(str(tmp_path / name) for name in ("train", "test", out)), "--seeds", "1", "--clusters", "4"]
-        return float(output_of("research/conv4.py", *arguments, *options)[-1].split()[-1])
+    def lines(out: str, epochs: str, *options: str) -> list[str]:
+        folders = [str(tmp_path / name) for name in ("train", "test", out)]
+        arguments = [*folders, "--seeds", "1", "--epochs", epochs, "--clusters", "4", *options]
+        return [re.sub(r"\d+ s of a processor", "", line) for line in output_of("research/conv4.py", *arguments)]
 
-    assert 0.5 < accuracy("plain", "--epochs", "2") <= 1
-    assert 0 < accuracy("run", "--epochs", "1", "--recipe", "classic", "--average", ".5") <= 1
+    assert 0.5 < float(lines("plain", "2")[-1].split()[-1]) <= 1
+    whole = lines("whole", "2", "--as-released")
+    assert lines("parts", "1", "--as-released")[:2] == whole[:2]
+    assert lines("parts", "2", "--as-released") == whole[2:]
+    one, other = (tmp_path / name / "seed-1.pt" for name in ("whole", "parts"))
+    assert one.read_bytes() == other.read_bytes()
+    assert 0 < float(lines("run", "1", "--recipe", "classic", "--average", ".5")[-1].split()[-1]) <= 1
 
 
 def test_the_views_and_heads_of_conv4(monkeypatch):
