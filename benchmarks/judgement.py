@@ -156,7 +156,7 @@ def is_right(hint: str, words: Sequence[str]) -> bool:
         name, wanted = f" {one.lower()}", f" {word.lower()}"
         return name.endswith(wanted) or wanted.endswith(name)
 
-    true = {plain: "*" in word for word in words for plain in (word.rstrip("*"), hints.plain(word.rstrip("*")))}
+    true = {plain: "*" in word for word in words for plain in (word.rstrip("*"), hints.everyday(word.rstrip("*")))}
     return any(
         same(one, word) for word, below in true.items() for one in [hint, *hints.above(hint)][: None if below else 1]
     )
@@ -186,7 +186,8 @@ def hinted(cache: Path, arguments: argparse.Namespace) -> None:
                 true = words[name][sorted(words[name])[int(torch.bincount(labels[inside]).argmax())]]
                 for clear, count in counts[name].items():
                     right = [
-                        is_right(hint, true) for hint in hints.fitting([known[str(i)] for i in typical.tolist()], clear)
+                        is_right(hint, true)
+                        for hint in hints.fitting_words([known[str(i)] for i in typical.tolist()], clear)
                     ]
                     count.update(
                         clusters=1, shown=bool(right), right=any(right), words=len(right), right_words=sum(right)

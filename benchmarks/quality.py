@@ -39,9 +39,9 @@ CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
 def pixels(images: str) -> tuple[npt.NDArray[np.float32], Any]:
     """Return the pixels, N x 3 S^2 in [0, 1] with S at most 32, and the numbers of the classes."""
     from deepcluster.images import find
-    from deepcluster.images.store import preview
+    from deepcluster.images.store import survey
 
-    stored, labels, _ = labelled(images, min(32, preview(find(images))[0]))
+    stored, labels, _ = labelled(images, min(32, survey(find(images))[0]))
     return stored.permute(0, 2, 3, 1).numpy().reshape(len(labels), -1).astype(np.float32) / 255, labels
 
 

@@ -36,7 +36,7 @@ from deepcluster.learning.features import CROP_SHARE, extract
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.nets.network import Network
 from deepcluster.nets.timm import nouns
-from deepcluster.recipes.auto import Facts
+from deepcluster.recipes.auto import ImageFacts
 from deepcluster.recipes.build import network_of, reduction_of
 from deepcluster.recipes.options import Recipe
 from deepcluster.recipes.presets import read_request, resolve
@@ -113,7 +113,7 @@ def rival(features: Tensor, k: int, seed: int) -> Any:
 
 
 def plain(count: int, k: int, sure: float) -> Recipe:
-    return resolve(read_request({}), Facts(count, SIDE, False, k, "photos-small", sure)).recipe
+    return resolve(read_request({}), ImageFacts(count, SIDE, False, k, "photos-small", sure)).recipe
 
 
 def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:

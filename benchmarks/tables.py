@@ -68,7 +68,7 @@ def columns():
     types = {str: "text", int: "whole number", float: "number", bool: "0 or 1"}
     lines = ["| column of `clusters.csv` | type | content |", "|---|---|---|"]
     for column in COLUMNS:
-        lines.append(f"| `{column.name}` | {types[column.kind]} | {column.meaning} |")
+        lines.append(f"| `{column.name}` | {types[column.type]} | {column.meaning} |")
     return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ from deepcluster.runs.run import Rows, Run
 from deepcluster.runs.teach import Answer, asked, taught_by
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.content import FILES, IMAGES, Facts, RunRecord, Table
-from deepcluster.storage.images_table import Images
+from deepcluster.storage.images_table import ImagesTable
 
 ANSWERS = (2, 5, 10)  # for each cluster
 STEPS = range(1, 7)  # of the curve by names and by answers alone
@@ -67,7 +67,7 @@ def run_on(rows: Tensor, k: int, seed: int, layouts: Layouts) -> Run:
     )
     blank = dict.fromkeys(FILES[IMAGES].columns, "")
     table = Table.of([{**blank, "path": str(row), "status": "ok"} for row in range(len(rows))])
-    images = Rows(Images(table), rows, rows, nothing[0], layouts)
+    images = Rows(ImagesTable(table), rows, rows, nothing[0], layouts)
     return Run(RunRecord(run="", images="rows", base="", seed=seed), Facts(), model, images)
 
 

@@ -234,7 +234,7 @@ class DeepCluster(OpenedRun):
         usable = torch.isfinite(images.reduced[:, 0])
         placement = self._model.placement(images.reduced[usable])
         cells = placement_columns(self._model, placement, images.residuals[usable])
-        types = {column.name: NUMPY[column.kind] for column in COLUMNS if column.name in ("path", *cells)}
+        types = {column.name: NUMPY[column.type] for column in COLUMNS if column.name in ("path", *cells)}
         dtype = np.dtype([(name, code) for name, (code, _) in types.items()])
         placed = np.full(len(usable), np.array(tuple(nothing for _, nothing in types.values()), dtype))
         placed["path"] = images.paths

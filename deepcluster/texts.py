@@ -20,7 +20,7 @@ def plural(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
-def some(things: Sequence[object], most: int = 5) -> str:
+def a_few(things: Sequence[object], most: int = 5) -> str:
     """Return the first texts or numbers in a line."""
     return ", ".join([*map(str, things[:most]), *["..."][: len(things) > most]])
 

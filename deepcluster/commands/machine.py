@@ -14,7 +14,7 @@ from deepcluster.errors import UsageError
 from deepcluster.nets import hub
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.recipes import flags
-from deepcluster.recipes.auto import Facts
+from deepcluster.recipes.auto import ImageFacts
 from deepcluster.recipes.options import DECLARED, to_toml
 from deepcluster.recipes.presets import PRESETS, read_request, resolve
 from deepcluster.runtime.console import Terminal, say
@@ -42,7 +42,7 @@ def recipes(name: str | None = None, /, *, options: bool = False) -> None:
         return
     published = name in PRESETS and name not in ("auto", "classic")
     # Recipes v1 and v2 were made for the 1.28 million images of ImageNet.
-    example = Facts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10)
+    example = ImageFacts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10)
     plan = resolve(read_request({}, name), example)
     if name in PRESETS and not published:
         print(f"# The choices of {name} for 50,000 colour images of 32 px, 10 clusters:")
@@ -78,8 +78,8 @@ def fetch(
         raise UsageError(f"no published network is called {short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
     with Terminal(quiet) as terminal:
         about = PUBLISHED[name].description if name in PUBLISHED else "from the Hub"
-        here = hub.local_file(name)
-        terminal.say("Weights", f"{name} is on this machine already" if here else f"{name}: {about}")
+        file = hub.local_file(name)
+        terminal.say("Weights", f"{name} is on this machine already" if file else f"{name}: {about}")
         terminal.say("Weights", str(hub.fetch(name, terminal.progress)))
 
 

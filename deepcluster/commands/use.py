@@ -18,7 +18,7 @@ from deepcluster.runtime import signals
 from deepcluster.runtime.console import Terminal, say
 from deepcluster.runtime.tables import write_csv
 from deepcluster.storage import files
-from deepcluster.texts import plural, short, some
+from deepcluster.texts import a_few, plural, short
 
 
 def predict(
@@ -59,7 +59,7 @@ def predict(
         if target:
             names = [*model.names, ""]  # of -1, too
             counts = [f"{size:,} in {names[number] or f'cluster {number}'}" for number, size in sorted(sizes.items())]
-            terminal.say("Done", f"{out}: {some([plural(sizes.total(), 'image'), *counts], 13)}")
+            terminal.say("Done", f"{out}: {a_few([plural(sizes.total(), 'image'), *counts], 13)}")
 
 
 def embed(

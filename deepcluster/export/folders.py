@@ -27,7 +27,7 @@ from deepcluster.export.plan import (
 from deepcluster.export.read_back import read_back
 from deepcluster.export.split import PARTS
 from deepcluster.images.decode import Undecodable, explain, pillow_limits
-from deepcluster.model import WORDS as DECISIONS
+from deepcluster.model import WORDS
 from deepcluster.recipes.flags import Sorting
 from deepcluster.runs.result import Outcome
 from deepcluster.runs.run import Run
@@ -36,7 +36,7 @@ from deepcluster.runtime.log import warn
 from deepcluster.runtime.tables import write_csv
 from deepcluster.storage.content import Row
 from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole
-from deepcluster.texts import one_line, plural, quality_text, some
+from deepcluster.texts import a_few, one_line, plural, quality_text
 
 METADATA_COLUMNS = ("file_name", "cluster", "name", "by", "junk", "distance", "margin", "is_outlier")
 
@@ -126,7 +126,7 @@ WAYS: dict[str, Callable[[Path, Path], None]] = {
     "hardlink": lambda file, target: os.link(os.path.realpath(file), target),  # a link to a link would be one
     "copy": _copy,
 }
-WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", PNG: "PNG files"}
+WAY_NAMES = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", PNG: "PNG files"}
 
 
 @dataclass
@@ -171,21 +171,21 @@ class Transfer:
                     raise
                 self.refused.setdefault(way, explain(error))
         raise DiskError(
-            f"{WORDS[way]} are refused there ({self.refused[way]}): omit --mode to fall back to whatever works"
+            f"{WAY_NAMES[way]} are refused there ({self.refused[way]}): omit --mode to fall back to whatever works"
         )
 
     @property
     def text(self) -> str:
         """Number of files by mode, and the modes that were refused."""
-        done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
-        refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
+        done = ", ".join(f"{self.files[way]:,} {WAY_NAMES[way]}" for way in WAY_NAMES if self.files[way])
+        refused = "".join(f"; {WAY_NAMES[way]} are refused there ({why})" for way, why in self.refused.items())
         why = "" if self.images.source.items.of_files else " (these images are not files)"
         return f"{done}{why}{refused}"
 
     @property
     def plan(self) -> str:
         """Modes that will be tried."""
-        return ", else ".join(WORDS[way] for way in (self.modes if self.images.source.items.of_files else (PNG,)))
+        return ", else ".join(WAY_NAMES[way] for way in (self.modes if self.images.source.items.of_files else (PNG,)))
 
 
 def _carry_out(targets: Sequence[Target], folder: Path, transfer: Transfer, display: Display) -> list[Row]:
@@ -208,7 +208,7 @@ def _carry_out(targets: Sequence[Target], folder: Path, transfer: Transfer, disp
     if transfer.files:
         return inventory
     if transfer.missing:
-        raise DataError(f"none of the {len(transfer.missing):,} images can be exported: {some(transfer.missing)}")
+        raise DataError(f"none of the {len(transfer.missing):,} images can be exported: {a_few(transfer.missing)}")
     raise DataError("all images are outliers, and these are left out: nothing is left to export")
 
 
@@ -239,10 +239,10 @@ def _card(metadata: Mapping[str, Sequence[Mapping[str, Any]]], outcome: Outcome)
             name = str(row["file_name"]).rpartition("/")[0]
             counts.update([(name, file.partition("/")[0]), (name, row["by"]), ("", row["by"])])
     classes = sorted({name for name, _ in counts if name})
-    columns = [*(part for part in PARTS if f"{part}/{METADATA}" in metadata), *DECISIONS]
+    columns = [*(part for part in PARTS if f"{part}/{METADATA}" in metadata), *WORDS]
     lines = [["class", *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(f"{counts[name, column]:,}" for column in columns)] for name in classes]
-    answer, checked, drawn, rest = (counts["", word] for word in (*DECISIONS, ""))
+    answer, checked, drawn, rest = (counts["", word] for word in (*WORDS, ""))
     quality = quality_text(outcome.quality) if outcome.quality else "The share of right labels was not estimated."
     return "\n".join([
         f"# {plural(sum(map(len, metadata.values())), 'image')} of {len(classes):,} classes\n",
@@ -258,7 +258,7 @@ def _card(metadata: Mapping[str, Sequence[Mapping[str, Any]]], outcome: Outcome)
 def _say(inventory: Sequence[Row], out: Path, sorting: Sorting, transfer: Transfer, display: Display) -> None:
     """Print the outcome."""
     if missing := transfer.missing:
-        warn(f"{len(missing):,} images are missing or cannot be used, and are left out: {some(missing)}")
+        warn(f"{len(missing):,} images are missing or cannot be used, and are left out: {a_few(missing)}")
     if worse := sum(row["how"].startswith(DUPLICATE) for row in inventory):
         display.say("Left out", f"{plural(worse, 'nearly identical image')}: see {INVENTORY}")
     if sorting.split is not None:

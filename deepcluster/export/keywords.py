@@ -23,7 +23,7 @@ NESTING = str.maketrans("/|", "--")  # digiKam and Lightroom nest keywords by th
 # the others (FILL). Flat keywords that the nested list lacks are added to it (NEST): a later table then knows that they
 # are not ours. The keywords of the table replace those of an earlier one (REPLACE). A flat keyword of another branch is
 # not ours and stays; of two equal ones one stays (SINGLE).
-APART = "\x1f"  # between the keywords of a list; no name has it
+SEPARATOR = "\x1f"  # between the keywords of a list; no name has it
 FILL = """-wm
 cg
 -XMP-dc:Subject<IPTC:Keywords
@@ -34,11 +34,11 @@ cg
 -XMP-digiKam:TagsList<XMP-dc:Subject
 -XMP-digiKam:TagsList<${XMP-lr:HierarchicalSubject;tr(|)(/)}"""
 _LEAVES = "map{$_=>1}map{split/[|]/}map{ref?@$_:$_}$self->GetValue('XMP-lr:HierarchicalSubject')"
-_LACKING = f"my%h={_LEAVES};$_=join('{APART}',grep{{!$h{{$_}}}}split/{APART}/)||undef"
+_LACKING = f"my%h={_LEAVES};$_=join('{SEPARATOR}',grep{{!$h{{$_}}}}split/{SEPARATOR}/)||undef"
 NEST = f"-XMP-lr:HierarchicalSubject+<${{XMP-dc:Subject;{_LACKING}}}"
-_OURS = f'$_=join"{APART}",grep{{m(^{BRANCH}[|/])}}split/{APART}/'
-_OTHERS = f"my%h=map{{$_=>1}}map{{split/[|]/}}grep{{!m(^{BRANCH}[|])}}split/{APART}/"
-_FLAT = f'$_=join"{APART}",grep{{!$h{{$_}}}}map{{m(^{BRANCH}[|](.*))?$1:()}}split/{APART}/'
+_OURS = f'$_=join"{SEPARATOR}",grep{{m(^{BRANCH}[|/])}}split/{SEPARATOR}/'
+_OTHERS = f"my%h=map{{$_=>1}}map{{split/[|]/}}grep{{!m(^{BRANCH}[|])}}split/{SEPARATOR}/"
+_FLAT = f'$_=join"{SEPARATOR}",grep{{!$h{{$_}}}}map{{m(^{BRANCH}[|](.*))?$1:()}}split/{SEPARATOR}/'
 REPLACE = f"""-XMP-dc:Subject-<${{XMP-lr:HierarchicalSubject;{_OTHERS};{_FLAT}}}
 -XMP-lr:HierarchicalSubject-<${{XMP-lr:HierarchicalSubject;{_OURS}}}
 -XMP-digiKam:TagsList-<${{XMP-digiKam:TagsList;{_OURS}}}"""
@@ -95,6 +95,6 @@ def _contents(table: Path, names: Mapping[str, str], create: Sequence[str] = ())
     write_csv(text, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in cells))
     add = f"-csv+={table.absolute()}"
     commands = [(CREATE, create), *((options, names) for options in (FILL, NEST, f"{REPLACE}\n{add}", SINGLE))]
-    quiet = f"-q\n-q\n-sep\n{APART}"
+    quiet = f"-q\n-q\n-sep\n{SEPARATOR}"
     lines = ("\n".join((quiet, options, *files)) for options, files in commands if files)
     return {table: text.getvalue(), table.with_suffix(".args"): "\n-execute\n".join(lines)}

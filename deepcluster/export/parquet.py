@@ -52,11 +52,11 @@ def parquet(run: Path, out: Path, *, display: Display = Silent()) -> None:
     columns: dict[str, Any] = {}
     with folder.as_disk_errors():
         for column in (column for column in COLUMNS if column.name in rows.columns):
-            value = _as_utf8 if column.kind is str else column.value
+            value = _as_utf8 if column.type is str else column.value
             # An empty name is a value (the cluster has no name); other empty cells are null.
             cells = zip(rows.column(column.name), rows.column("cluster"), strict=True)
             values = [value(cell) if cell or (column.name == "name" and cluster) else None for cell, cluster in cells]
-            columns[column.name] = pa.array(values, types[column.kind])
+            columns[column.name] = pa.array(values, types[column.type])
     for name, axis in zip(("map_x", "map_y"), positions.T, strict=True):
         columns[name] = pa.array(axis, mask=np.isnan(axis))
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])

@@ -30,7 +30,7 @@ from deepcluster.runtime.bounded import check_file
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.storage.edits_file import Edits, checked_name
 from deepcluster.storage.run_folder import RunFolder, read_table
-from deepcluster.texts import one_line, plural, some
+from deepcluster.texts import a_few, one_line, plural
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def by_folder(folder: Path, display: Display = Silent()) -> ChangeOf:
 
 
 def _some(places: Sequence[str]) -> str:
-    return some([*map(one_line, places)])
+    return a_few([*map(one_line, places)])
 
 
 def read_back(folder: Path, run: Run, display: Display = Silent()) -> ReadBack:
@@ -82,7 +82,7 @@ def read_back(folder: Path, run: Run, display: Display = Silent()) -> ReadBack:
     if not places:
         raise UsageError(f"{folder} has no image of the run: give a folder with sub-folders for its images")
     # A copy in another folder says more than the one that stayed.
-    lies_in = {row: next((one for one in here if one != exported_to.get(row)), here[0]) for row, here in places.items()}
+    lies_in = {row: next((one for one in all_ if one != exported_to.get(row)), all_[0]) for row, all_ in places.items()}
     cluster, names = run.clusters.tolist(), [*run.model.names]
     rows = [{"cluster": str(number), "name": names[number]} for number in {*run.model.cut.cluster_of.tolist()}]
     cluster_of = {place: int(number) for number, place in kind_folders(rows).items()}
@@ -109,8 +109,8 @@ def read_back(folder: Path, run: Run, display: Display = Silent()) -> ReadBack:
         is_new = place not in members and not (folder / old).is_dir() and 2 * count > len(images)
         if is_new and _is_kind(place) and cluster_of[old] >= 0 and (name := kind(place)[1]):
             renamed[old], cluster_of[place] = place, cluster_of[old]
-            own = names[cluster_of[old]] or None
-            names = [name if text == own or one == cluster_of[old] else text for one, text in enumerate(names)]
+            own_name = names[cluster_of[old]] or None
+            names = [name if text == own_name or one == cluster_of[old] else text for one, text in enumerate(names)]
     answers = []
     for row, place in lies_in.items():
         if place in (exported_to.get(row), renamed.get(exported_to.get(row, ""))):

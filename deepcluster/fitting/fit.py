@@ -270,17 +270,17 @@ def collapse(conclusion: Conclusion) -> str:
 
 def _say_done(images: ImagesRead, outcome: Outcome, display: Display) -> None:
     request, former = images.decided.request, images.decided.former
-    kept = ""
+    kept_names = ""
     if former and images.former_rows is not None:
         before = [*former.run.names, ""]  # of -1, too
-        kept = kept_text((before[row] for row in images.former_rows.tolist()), outcome.usable.column("name"))
+        kept_names = kept_text((before[row] for row in images.former_rows.tolist()), outcome.usable.column("name"))
     if request.features:
         done = f"{len(outcome.summary):,} clusters of {len(images.paths):,} rows of features"
-        display.say("Done", f"{done}.{kept}" if kept else done)
+        display.say("Done", f"{done}.{kept_names}" if kept_names else done)
         return
     if images.recipe.weights and "rounds" not in request.recipe.all_options and not images.recipe.rounds:
         display.say("Training", "none: the network is used as it is; --rounds 1 trains it, which takes longer")
     record = outcome.record
     rounds = f", after {plural(record.rounds, 'round')} of training" if record.rounds else ", without training"
     rounds += ", because the clusters no longer change" if record.stopped_because == SETTLED else ""
-    display.say("Done", f"{summary_text(outcome, request.n_clusters, rounds)}{kept}")
+    display.say("Done", f"{summary_text(outcome, request.n_clusters, rounds)}{kept_names}")

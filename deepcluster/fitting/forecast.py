@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from deepcluster.fitting.plan import decide, with_precision
-from deepcluster.fitting.values import Request, Start
+from deepcluster.fitting.values import Request, RunStart
 from deepcluster.images import Images, find
 from deepcluster.learning.features import crop_side
 from deepcluster.nets.network import Network, trial
@@ -23,7 +23,7 @@ LONG_SECONDS = 120.0  # a pass that takes less is not announced
 SMALLER_SIZE = 144  # px
 
 
-def announce(start: Start, request: Request, network: Network, images: int, display: Display) -> None:
+def announce(start: RunStart, request: Request, network: Network, images: int, display: Display) -> None:
     """Show the plan and the size of the features, on the main rank. Raise an error if the run cannot work."""
     plan = start.plan
     recipe = plan.recipe

@@ -26,7 +26,7 @@ from deepcluster.runtime.compute import Progress
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import model_files, run_folder
-from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, fitting, restored, rounds_done
+from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, as_checkpoint_errors, restored, rounds_done
 from deepcluster.storage.clusters_file import Made, encoded
 from deepcluster.storage.content import CLUSTERS, IMAGES, LOG, Row, RunRecord
 from deepcluster.storage.lock import own_files, scratch, scratch_of
@@ -95,7 +95,7 @@ class Journal:
         """Restore the network and history.csv from the last checkpoint, and return its state."""
         assert self.checkpoint, "only a run that goes on is restored"
         about = self.checkpoint.about
-        with fitting(self.checkpoints.folder):
+        with as_checkpoint_errors(self.checkpoints.folder):
             state, parameters = restored(self.checkpoint, self.images.store.partition.local)
             network.load_state_dict(parameters)
         self.begun -= about["elapsed"]

@@ -56,14 +56,14 @@ def former_rows(
             digest_of |= zip((part.paths[i] for i in store.usable), pixel_digests(store), strict=True)
         digests = {path: digest_of[path] for path in digests}
     row_of = {path: row for row, path in enumerate(former.run.rows.paths)}
-    own = {path for path in digests if path in row_of and former.digests[row_of[path]] == digests[path]}
+    unmoved = {path for path in digests if path in row_of and former.digests[row_of[path]] == digests[path]}
     equal: dict[str, list[int]] = {}
     for row, digest in enumerate(former.digests):
         equal.setdefault(digest, []).append(row)
     chosen: dict[str, int] = {}
-    for path in sorted(digests, key=own.__contains__, reverse=True):  # these first
+    for path in sorted(digests, key=unmoved.__contains__, reverse=True):  # these first
         unused = equal.get(digests[path], [-1])
-        chosen[path] = row_of[path] if path in own else unused[0]
+        chosen[path] = row_of[path] if path in unmoved else unused[0]
         if len(unused) > 1:
             unused.remove(chosen[path])
     rows = torch.tensor([chosen[path] for path in digests], dtype=torch.int64)

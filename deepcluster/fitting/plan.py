@@ -17,16 +17,16 @@ import torch
 import deepcluster
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.fitting.like import read_former
-from deepcluster.fitting.values import Decided, Request, Start
+from deepcluster.fitting.values import Decided, Request, RunStart
 from deepcluster.images import Images, Source, find
 from deepcluster.images.own_features import OwnFeatures, read_features
-from deepcluster.images.store import check_alike, preview
+from deepcluster.images.store import check_alike, survey
 from deepcluster.images.true_labels import true_labels
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import NO_NETWORK, PUBLISHED
 from deepcluster.nets.network import Network
-from deepcluster.recipes.auto import WHITENING, Facts, Plan
+from deepcluster.recipes.auto import WHITENING, ImageFacts, Plan
 from deepcluster.recipes.options import AUTO, DECLARED, Recipe, read_toml
 from deepcluster.recipes.presets import RecipeRequest, check_clusters, resolve
 from deepcluster.runtime.bounded import is_run, shaped
@@ -38,7 +38,7 @@ from deepcluster.storage import run_folder
 from deepcluster.storage.checkpoint import Checkpoint, rounds_done
 from deepcluster.storage.content import IMAGES, RunRecord
 from deepcluster.storage.lock import own_files
-from deepcluster.texts import one_line, some
+from deepcluster.texts import a_few, one_line
 
 DEFAULTS = {"n_clusters": None, "seed": 0, "labels": None, "like": None}  # of the values of a request in run.json
 FEATURES_OPTIONS = {name for name, option in DECLARED.items() if option.for_features}
@@ -52,7 +52,7 @@ def decide_for_all(
     check_alike(source, processes)
     start_of = decide if features is None else partial(decide_features, images, features.shape[1])
     values = processes.broadcast_json(lambda: asdict(start_of(source, request, display)))
-    start: Start = shaped(values, Start, "start")
+    start: RunStart = shaped(values, RunStart, "start")
     record = start.record
     request = replace(request, n_clusters=record.n_clusters, seed=record.seed)
     if start.is_finished:
@@ -69,7 +69,7 @@ def decide_for_all(
     return Decided(request, start, source, features, labels, former, record, device)
 
 
-def decide(source: Source, request: Request, display: Display, *, dry: bool = False) -> Start:
+def decide(source: Source, request: Request, display: Display, *, dry: bool = False) -> RunStart:
     """Decide the folder, the start and the recipe of a run. On the main rank alone.
 
     ``dry``: Say which network would be downloaded or is missing, instead of a download or an error.
@@ -79,13 +79,13 @@ def decide(source: Source, request: Request, display: Display, *, dry: bool = Fa
     out = free_path(source, request)
     if request.resume and is_run(out) and run_folder.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
         return _resumed(run_folder.open_run(out), source, request)
-    facts = Facts(len(source.paths), *preview(source), request.n_clusters)
+    facts = ImageFacts(len(source.paths), *survey(source), request.n_clusters)
     check_clusters(request.n_clusters, facts.count)
     name = choose_weights(request, facts)
     _get_weights(name, request, display, dry=dry)
     facts = replace(facts, published=name)
     plan = resolve(request.recipe, facts)
-    return Start(str(out), plan, request.recipe, first_record(request, source, plan), facts)
+    return RunStart(str(out), plan, request.recipe, first_record(request, source, plan), facts)
 
 
 def first_record(request: Request, source: Source, plan: Plan) -> RunRecord:
@@ -110,7 +110,7 @@ def first_record(request: Request, source: Source, plan: Plan) -> RunRecord:
     )
 
 
-def decide_features(data: Any, width: int, source: Source, request: Request, display: Display) -> Start:
+def decide_features(data: Any, width: int, source: Source, request: Request, display: Display) -> RunStart:
     """Decide the folder and the recipe of a run of features of ``width`` numbers, as :func:`decide` does for images."""
     check_clusters(request.n_clusters, len(source.paths))
     recipe = _features_recipe(request, source)
@@ -120,7 +120,7 @@ def decide_features(data: Any, width: int, source: Source, request: Request, dis
     if not (source.items.of_files or source.paths[0].isdecimal()):
         display.say("Pictures", f"none: no path leads to a file; the first is {one_line(source.paths[0])}")
     plan = Plan(recipe, {"features": f"{width:,} numbers a row, which came from elsewhere"})
-    return Start(str(out), plan, request.recipe, first_record(request, source, plan))
+    return RunStart(str(out), plan, request.recipe, first_record(request, source, plan))
 
 
 def _features_recipe(request: Request, source: Source) -> Recipe:
@@ -164,7 +164,7 @@ def check_not_inside(images: Iterable[Path], out: Path) -> None:
 # ---- a run that goes on ----------------------------------------------------------------------------------------------
 
 
-def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> Start:
+def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> RunStart:
     """Continue a run by its own recipe. An option that its recipe.toml lacks has its default."""
     record = folder.read_record()
     if record.backbone == NO_NETWORK:
@@ -180,9 +180,9 @@ def _resumed(folder: run_folder.RunFolder, source: Source, request: Request) -> 
     check_paths(folder, source)
     if now.like or not is_finished:
         check_like(record, now.like)
-    kept = {name: getattr(record, name) for name in ("command", "requested", *DEFAULTS)}
-    now = replace(now, **kept | {"like": now.like or record.like})
-    return Start(str(folder.path), plan, requested, now, is_resumed=not is_finished, is_finished=is_finished)
+    values = {name: getattr(record, name) for name in ("command", "requested", *DEFAULTS)}
+    now = replace(now, **values | {"like": now.like or record.like})
+    return RunStart(str(folder.path), plan, requested, now, is_resumed=not is_finished, is_finished=is_finished)
 
 
 def _check_same_request(
@@ -234,7 +234,7 @@ def check_paths(folder: run_folder.RunFolder, source: Source) -> None:
 
 
 def _differing(**differences: Sequence[str]) -> DataError:
-    shown = {kind: some([*map(one_line, paths)]) for kind, paths in differences.items() if paths}
+    shown = {kind: a_few([*map(one_line, paths)]) for kind, paths in differences.items() if paths}
     texts = [f"{len(differences[kind]):,} {kind} ({paths})" for kind, paths in shown.items()]
     return DataError(
         f"the run began with other images: {'; '.join(texts) or 'they are in another order'}: put them"
@@ -277,7 +277,7 @@ def check_same(
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
-def choose_weights(request: Request, facts: Facts, have: Callable[[str], object] = local_file) -> str:
+def choose_weights(request: Request, facts: ImageFacts, have: Callable[[str], object] = local_file) -> str:
     """Choose the published network (in ``PUBLISHED``) that a run starts from; empty: none. Nothing is downloaded."""
     options = request.recipe.all_options
     weights = options.get("weights")

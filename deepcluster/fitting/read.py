@@ -12,7 +12,7 @@ from torch import Tensor
 from deepcluster.fitting.forecast import PassForecast
 from deepcluster.fitting.like import former_rows
 from deepcluster.fitting.plan import FEATURES_OPTIONS, with_precision
-from deepcluster.fitting.values import Contents, Decided, ImagesRead, Start
+from deepcluster.fitting.values import Contents, Decided, ImagesRead, RunStart
 from deepcluster.images import read_once
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.source import skipped_in_words
@@ -100,7 +100,7 @@ def _of_features(decided: Decided, features: Tensor, processes: Processes) -> Im
     return ImagesRead(decided, store, plan, digests, beginning, features[store.partition.local])
 
 
-def _plan_for(store: Store, start: Start, network: Network, display: Display) -> tuple[Plan, Tensor | None]:
+def _plan_for(store: Store, start: RunStart, network: Network, display: Display) -> tuple[Plan, Tensor | None]:
     """Return the plan for the usable images, and their features if it took a pass over all of them. A collective."""
     plan = start.plan
     first_pass = None

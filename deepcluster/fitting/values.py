@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from deepcluster.fitting.like import Former
 from deepcluster.images import Source
 from deepcluster.images.store import Store
-from deepcluster.recipes.auto import Facts, Plan
+from deepcluster.recipes.auto import ImageFacts, Plan
 from deepcluster.recipes.build import Steps
 from deepcluster.recipes.flags import FitFlags
 from deepcluster.recipes.options import Recipe
 from deepcluster.recipes.presets import RecipeRequest, resolve
 from deepcluster.runtime.tables import CsvRow
 from deepcluster.storage.content import RunRecord, Table
-from deepcluster.storage.images_table import Images, image_rows, skipped_rows
+from deepcluster.storage.images_table import ImagesTable, image_rows, skipped_rows
 
 # Contents by the name of the file: a text, bytes, or rows.
 Contents = Mapping[str, str | bytes | Sequence[CsvRow]]
@@ -36,14 +36,14 @@ class Request(FitFlags):
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStart:
     """The start of a run, as the main rank decides it."""
 
     out: str  # the run folder
     plan: Plan
     requested: RecipeRequest  # the recipe that the run began with
     record: RunRecord  # run.json at the start, without the machine
-    facts: Facts | None = None  # about the images of a new run
+    facts: ImageFacts | None = None  # about the images of a new run
     is_resumed: bool = False
     is_finished: bool = False  # nothing is left to do
 
@@ -57,7 +57,7 @@ class Decided:
     """All that is decided about a run before its images are read."""
 
     request: Request
-    start: Start
+    start: RunStart
     source: Source
     features: Tensor | None  # of all images, if the user computed them (float32, N x D)
     labels: Sequence[str] | None  # true labels in the order of the source, for metrics only
@@ -83,11 +83,11 @@ class ImagesRead:
         return self.plan.recipe
 
     @cached_property
-    def table(self) -> Images:
+    def table(self) -> ImagesTable:
         """The content of images.csv."""
         source = self.decided.source
         rows = image_rows(source.rows(self.store.usable), self.truth, [*self.digests.values()], source.base)
-        return Images(Table.of([*rows, *skipped_rows(self.store.skipped)]))
+        return ImagesTable(Table.of([*rows, *skipped_rows(self.store.skipped)]))
 
     @cached_property
     def paths(self) -> list[str]:

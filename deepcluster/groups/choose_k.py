@@ -104,15 +104,15 @@ def silhouettes_of(positions: Points, order: npt.NDArray[np.int32], cuts: npt.ND
     for labels in cuts.T:
         clusters = labels[order[begins]]
         starts = np.flatnonzero(np.diff(clusters, prepend=-1))
-        own = np.argsort(clusters[starts])[labels]
-        sizes = np.bincount(own)
+        own_cluster = np.argsort(clusters[starts])[labels]
+        sizes = np.bincount(own_cluster)
         distances = np.add.reduceat(sums, starts, axis=1)
-        inside = distances[row, own] / (sizes[own] - 1).clip(1)
+        inside = distances[row, own_cluster] / (sizes[own_cluster] - 1).clip(1)
         distances /= sizes
-        distances[row, own] = np.inf
+        distances[row, own_cluster] = np.inf
         outside = distances.min(1)
         apart = (outside - inside) / np.maximum(inside, outside).clip(np.finfo(float).tiny)
-        means.append(apart[sizes[own] > 1].sum() / len(row))
+        means.append(apart[sizes[own_cluster] > 1].sum() / len(row))
     return np.array(means)
 
 

@@ -203,8 +203,8 @@ def _placed_again(reduced: Tensor, cut: Cut, former: Cut, before: Placement) -> 
         distances = torch.cat([known, distances_of(reduced[rows])], 1)
         among = torch.cat([torch.stack([centroid[rows], rival[rows]], 1), new.expand(len(rows), -1)], 1)
         distance[rows], centroid[rows] = first(distances, among)
-        own = cut.cluster_of[among] == cut.cluster_of[centroid[rows]].unsqueeze(1)
-        other[rows], rival[rows] = first(distances.masked_fill(own, torch.inf), among)
+        is_own = cut.cluster_of[among] == cut.cluster_of[centroid[rows]].unsqueeze(1)
+        other[rows], rival[rows] = first(distances.masked_fill(is_own, torch.inf), among)
     if gone.any():
         again = placement_of(reduced[gone], cut, cut.centroids[:1])
         distance[gone], centroid[gone], other[gone], rival[gone] = (

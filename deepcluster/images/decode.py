@@ -66,28 +66,28 @@ _SYSTEM_REASONS = {
 }
 
 
-# Kinds of unusable files, as they are counted.
+# Categories of unusable files, as they are counted.
 OTHER, DAMAGED, EMPTY, RAW, LARGE, NO_FILE = "other file", "damaged", "empty", "RAW", "too large", "no plain file"
 
 
 class Reason(str):
-    """The reason why a file is not used, in one line without the path, and the kind under which it is counted."""
+    """The reason why a file is not used, in one line without the path, and the category under which it is counted."""
 
-    kind: str
+    category: str
 
-    def __new__(cls, text: str, kind: str = "") -> "Reason":
-        """``kind``: By default the text up to the first colon."""
+    def __new__(cls, text: str, category: str = "") -> "Reason":
+        """``category``: By default the text up to the first colon."""
         reason = super().__new__(cls, text)
-        reason.kind = kind or text.partition(":")[0]
+        reason.category = category or text.partition(":")[0]
         return reason
 
 
 class Undecodable(ValueError):
     """A file that is not a usable image; the message is the reason, in one line, without the path."""
 
-    def __init__(self, reason: str, kind: str = ""):
+    def __init__(self, reason: str, category: str = ""):
         super().__init__(reason)
-        self.reason = Reason(reason, kind or getattr(reason, "kind", ""))
+        self.reason = Reason(reason, category or getattr(reason, "category", ""))
 
 
 @cache
@@ -203,7 +203,7 @@ def explain(error: Exception) -> Reason:
     words = one_line(str(error))
     name = type(error).__name__
     if words and isinstance(error, OSError | ValueError | SyntaxError):
-        return Reason(words, error.reason.kind if isinstance(error, Undecodable) else "")
+        return Reason(words, error.reason.category if isinstance(error, Undecodable) else "")
     return Reason(f"{name}: {words}" if words else name)
 
 

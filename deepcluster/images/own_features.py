@@ -109,8 +109,8 @@ def column_of_paths(X: Any) -> Any:
 def column_of_rows(X: Any) -> Any:
     """Return the name of a column of a data frame with rows of numbers in its cells, such as embeddings, or None."""
     for name in getattr(X, "columns", ()):
-        some = (cell for cell in islice(X[name], 100) if np.iterable(cell) and not isinstance(cell, str | bytes))
-        number = next(iter(next(some, ())), "")
+        lists = (cell for cell in islice(X[name], 100) if np.iterable(cell) and not isinstance(cell, str | bytes))
+        number = next(iter(next(lists, ())), "")
         if isinstance(number, Real) or getattr(number, "ndim", 1) == 0:
             return name
     return None
@@ -187,11 +187,11 @@ def _columns(table: Path) -> tuple[str, str | None]:
     known = [name for name in lists if name.lower() in EMBEDDING_COLUMNS] or lists
     if len(known) != 1:
         title = one_line(str(table))
-        there = ", ".join(map(one_line, lists or types)) or "none"
+        names = ", ".join(map(one_line, lists or types)) or "none"
         raise DataError(
-            f"which column of {title} has the embeddings? Call it 'embedding'; there are: {there}"
+            f"which column of {title} has the embeddings? Call it 'embedding'; there are: {names}"
             if lists
-            else f"no column of {title} has lists of numbers (there are: {there}): {WHAT_FEATURES_ARE}"
+            else f"no column of {title} has lists of numbers (there are: {names}): {WHAT_FEATURES_ARE}"
         )
     texts = {
         name.lower(): name
@@ -215,10 +215,10 @@ def _read_tables(tables: Sequence[Path], title: str) -> tuple[npt.NDArray[np.flo
     rows = 0
     for file in tables:
         with reading("the table", file):
-            there = pq.read_schema(file)
-            if missing := sorted({embeddings, ids or embeddings} - {*there.names}):
+            schema = pq.read_schema(file)
+            if missing := sorted({embeddings, ids or embeddings} - {*schema.names}):
                 raise ValueError(f"no column {missing[0]!a}, and {tables[0].name} has it; give tables of one kind")
-            wanted = [name for name in (embeddings, ids, "status") if name in there.names]
+            wanted = [name for name in (embeddings, ids, "status") if name in schema.names]
             for batch in pq.read_table(file, columns=wanted, partitioning=None).to_batches():
                 numbers = _numbers(batch.column(embeddings), title, parts[0].shape[1] if parts else None, rows)
                 rows += len(numbers)

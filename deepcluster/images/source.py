@@ -200,18 +200,19 @@ VIDEO, SIDECAR = "video", "sidecar"
 
 
 def skipped_in_words(skipped: Iterable[tuple[str, Reason]]) -> str:
-    """Count (path, reason) by kind, most frequent first: ``2 damaged, 1 video``."""
-    reasons = Counter(_kind(path.lower(), reason.kind) for path, reason in skipped)
+    """Count (path, reason) by category, most frequent first: ``2 damaged, 1 video``."""
+    reasons = Counter(_category(path.lower(), reason.category) for path, reason in skipped)
     nouns = (VIDEO, SIDECAR, OTHER)
     return ", ".join(
-        plural(times, kind) if kind in nouns else f"{times:,} {kind}" for kind, times in reasons.most_common()
+        plural(times, category) if category in nouns else f"{times:,} {category}"
+        for category, times in reasons.most_common()
     )
 
 
-def _kind(name: str, kind: str) -> str:
-    """Return the kind of a skipped file, whose suffix tells more if it has no image."""
-    if kind == RAW or (kind in (OTHER, DAMAGED) and name.endswith(RAW_SUFFIXES)):
+def _category(name: str, category: str) -> str:
+    """Return the category of a skipped file, whose suffix tells more if it has no image."""
+    if category == RAW or (category in (OTHER, DAMAGED) and name.endswith(RAW_SUFFIXES)):
         return "RAW (export them as JPEG)" if reads_raw() else "RAW (pip install rawpy, or export them as JPEG)"
-    if kind == OTHER and name.endswith((*VIDEO_SUFFIXES, ".xmp")):
+    if category == OTHER and name.endswith((*VIDEO_SUFFIXES, ".xmp")):
         return SIDECAR if name.endswith(".xmp") else VIDEO
-    return kind
+    return category

@@ -1,6 +1,6 @@
 """Read once: every image is decoded and resized a single time; then a run works on one uint8 tensor.
 
-A preview of a few images comes before: a run chooses its image size by it, and whether colour matters.
+A survey of a few images comes before: by it a run chooses its image size and learns if colour matters.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ def read_once(
     # Rows move to the front in place. The numbers ascend, so no row is overwritten before it has moved.
     for start in range(min(failures, default=len(share)), len(filled), _BLOCK_ROWS):
         rows[start : min(start + _BLOCK_ROWS, len(filled))] = rows[filled[start : start + _BLOCK_ROWS]]
-    failed_here = [(source.paths[share[row]], reason, reason.kind) for row, reason in failures.items()]
+    failed_here = [(source.paths[share[row]], reason, reason.category) for row, reason in failures.items()]
     usable = [i for part in processes.all_gather_json([share[row] for row in filled.tolist()]) for i in part]
     failed = [(path, Reason(*reason)) for part in processes.all_gather_json(failed_here) for path, *reason in part]
     if not usable and not none_is_fine:
@@ -185,7 +185,7 @@ SIDES, COLOURS = 200, 40  # images whose sides are measured, and whose colours a
 PREVIEW_SIZE = 64  # px: enough to see colour; a large JPEG is decoded at an eighth of its size
 
 
-def preview(source: Source) -> tuple[int, bool]:
+def survey(source: Source) -> tuple[int, bool]:
     """Return the median shorter side of images in px, and True if they have no colour, both from a sample.
 
     It is the first images in the order of the SHA-256 of their path: as good as random, and the same on every machine.

@@ -67,8 +67,8 @@ def extract(
     training = network.training
     in_float32 = compute.dtype == torch.float32
     width = network.embedding_dim if embedded else network.feature_dim
-    where = compute.device_for(width)
-    features = torch.empty(0, width, device=where)
+    device = compute.device_for(width)
+    features = torch.empty(0, width, device=device)
     count = len(images)
     if not count and not compute.partition.processes.alone:  # a rank without images needs the type of the others' rows
         images = images.new_zeros(1, *images.shape[1:])
@@ -90,8 +90,8 @@ def extract(
                 outputs = forward(views)
                 outputs = in_batches(network.embed, batch_size, outputs) if embedded else outputs
                 if begin == 0:
-                    features = torch.empty(len(images), outputs.shape[1], dtype=outputs.dtype, device=where)
-                features[begin:end] = outputs.to(where)
+                    features = torch.empty(len(images), outputs.shape[1], dtype=outputs.dtype, device=device)
+                features[begin:end] = outputs.to(device)
                 compute.progress(FEATURES_PHASE, end, len(images))
     finally:
         network.train(training)
@@ -123,9 +123,9 @@ def features_of(
     rows = rows.to(compute.device_for(rows.shape[1]))
     if not pairs:
         return Features(rows, compute)
-    chosen, own, of_some = _evenly_chosen(compute, MAX_PAIRS)
+    chosen, inside, of_some = _evenly_chosen(compute, MAX_PAIRS)
     size = crop_side(compute.size)
-    of_crops = extract(network, centre_crop(images[own], size), replace(of_some, size=size), embedded=embedded)
+    of_crops = extract(network, centre_crop(images[inside], size), replace(of_some, size=size), embedded=embedded)
     both = compute.partition.index_select(rows, chosen), of_some.partition.all_gather(of_crops)
     return Features(rows, compute, torch.stack([view.cpu().float() for view in both]))
 
@@ -164,8 +164,8 @@ def certainty_of(network: Network, images: Tensor, compute: Compute, features: T
     """
     if network.classifier is None:
         return None
-    _, own, of_some = _evenly_chosen(compute, MAX_CERTAINTY_IMAGES)
-    features = extract(network, images[own], of_some) if features is None else features[own]
+    _, inside, of_some = _evenly_chosen(compute, MAX_CERTAINTY_IMAGES)
+    features = extract(network, images[inside], of_some) if features is None else features[inside]
     largest = F.linear(features.float().cpu(), *network.classifier).softmax(1).amax(1)
     return float(compute.partition.processes.all_reduce(largest.double().sum())) / of_some.partition.total
 
@@ -178,6 +178,6 @@ def _evenly_chosen(compute: Compute, count: int) -> tuple[Tensor, Tensor, Comput
     partition = compute.partition
     chosen = torch.linspace(0, partition.total - 1, min(partition.total, count), dtype=torch.float64).long()
     local = partition.local
-    own = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
-    of_some = Partition.of(partition.processes, len(own))
-    return chosen, own, replace(compute, partition=of_some, progress=ignore_progress)  # the large pass alone reports
+    inside = chosen[(local.start <= chosen) & (chosen < local.stop)] - local.start
+    of_some = Partition.of(partition.processes, len(inside))
+    return chosen, inside, replace(compute, partition=of_some, progress=ignore_progress)  # the large pass alone reports

@@ -259,14 +259,14 @@ class _Training:
         at = (self.targets.round, epoch, batch.step, *processes.seed_index)
         with lent_global(self.seed, "training", *at, device=device):
             split = (x.tensor_split(parts) for x in (*batch.views, batch.targets))
-            for *some, some_targets in zip(*split, strict=True):
+            for *views, labels in zip(*split, strict=True):
                 with torch.autocast(device.type, compute.dtype, enabled=compute.dtype != torch.float32):
-                    embeddings, logits = self.model(*some)
-                outputs = Outputs(embeddings, logits, some_targets, self.targets.clusters, batch.drawn)
+                    embeddings, logits = self.model(*views)
+                outputs = Outputs(embeddings, logits, labels, self.targets.clusters, batch.drawn)
                 objective, part_loss = objective_of(loss, outputs, self.targets.weight, processes)
                 objective.backward()
                 reported = reported + part_loss.detach()
-                remembered.append(embeddings.detach().unflatten(0, (len(some), -1))[:alike].mean(0))
+                remembered.append(embeddings.detach().unflatten(0, (len(views), -1))[:alike].mean(0))
         if self.memory is not None:
             of_ranks = processes.all_gather(torch.cat(remembered))
             embeddings = torch.cat([part[:n] for part, n in zip(of_ranks, batch.new, strict=True)])
@@ -301,7 +301,7 @@ class _Pass(nn.Module):
         # Neighbouring views of one size share a forward pass.
         alike = [[*group] for _, group in groupby(views, key=lambda view: view.shape[-1])]
         stacked = (
-            torch.cat(some).contiguous(memory_format=torch.channels_last) if some[1:] else some[0] for some in alike
+            torch.cat(part).contiguous(memory_format=torch.channels_last) if part[1:] else part[0] for part in alike
         )
         try:
             embeddings = self.network.embed(torch.cat([self.network.features(batch) for batch in stacked]))

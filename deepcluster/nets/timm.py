@@ -130,8 +130,8 @@ def checked_size(name: str, size: int, advice: str = "", errors: Any = LAYER_ERR
             raise
         problem = f"{name} cannot take images of {size} x {size} pixels ({first_line(error)})"
         config = timm_config(name.removeprefix(TIMM)) if name.startswith(TIMM) else None
-        own = size if config is None else int(config.input_size[-1])
-        choice = "another --image-size" if own == size else f"--image-size {own}, timm's own"
+        own_size = size if config is None else int(config.input_size[-1])
+        choice = "another --image-size" if own_size == size else f"--image-size {own_size}, timm's own"
         raise UsageError(f"{problem}: try {choice}{advice}") from error
 
 

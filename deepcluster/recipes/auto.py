@@ -36,7 +36,7 @@ Choices = dict[str, tuple[Any, str]]  # option: its value, and why
 
 
 @dataclass(frozen=True)
-class Facts:
+class ImageFacts:
     """Facts about the images that decide ``auto``'s choices: never labels or the name of a data set."""
 
     count: int  # of the images
@@ -95,7 +95,7 @@ class Plan:
         return f"network {rounds} at {recipe.image_size} px, then {clusters}"
 
 
-def auto(options: OptionValues, facts: Facts) -> Plan:
+def auto(options: OptionValues, facts: ImageFacts) -> Plan:
     """Options chosen by the number, size and colour of the images, and the given network and weights.
 
     Without weights: the parts of DeepCluster-v2, and SimCLR's loss as well, whose weight (1 - ``cluster_weight`` in
@@ -110,7 +110,7 @@ def auto(options: OptionValues, facts: Facts) -> Plan:
     return Plan(always, {}).changed(choices)
 
 
-def classic(options: OptionValues, facts: Facts) -> Plan:
+def classic(options: OptionValues, facts: ImageFacts) -> Plan:
     """The seven steps of the paper, with settings at the size of the images. Weights are random unless named."""
     choices, size, backbone, pretrained = _sized({"weights": "", **options}, facts)
     choices |= {
@@ -129,7 +129,7 @@ def classic(options: OptionValues, facts: Facts) -> Plan:
     return Plan(Recipe(), {}).changed(choices)
 
 
-def _learning_pseudo_labels(facts: Facts) -> Choices:
+def _learning_pseudo_labels(facts: ImageFacts) -> Choices:
     """Return the choices with which a network without weights learns its pseudo-labels without memorising them.
 
     5,000 images in the paper's batches are 20 optimizer steps, after which the loss of a new head is still that of
@@ -147,7 +147,7 @@ def _learning_pseudo_labels(facts: Facts) -> Choices:
     }
 
 
-def _sized(options: OptionValues, facts: Facts) -> tuple[Choices, int, str, bool]:
+def _sized(options: OptionValues, facts: ImageFacts) -> tuple[Choices, int, str, bool]:
     """Return the network, sizes and numbers for the images; the image size; the network, and if it is pretrained."""
     network = _network(options, facts)
     backbone, weights = (options.get(name, network.get(name, ("", ""))[0]) for name in ("backbone", "weights"))
@@ -161,7 +161,7 @@ def _sized(options: OptionValues, facts: Facts) -> tuple[Choices, int, str, bool
     return choices, options.get("image_size", size), backbone, bool(weights)
 
 
-def _network(options: OptionValues, facts: Facts) -> Choices:
+def _network(options: OptionValues, facts: ImageFacts) -> Choices:
     """Return the network and its weights, unless a network is given."""
     if "backbone" in options:
         return {}
@@ -183,7 +183,7 @@ def because(why: str, **values: Any) -> Choices:
     return {name: (value, why) for name, value in values.items()}
 
 
-def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> Choices:
+def _adapting(size: int, facts: ImageFacts, backbone: str, options: OptionValues) -> Choices:
     """Return the choices for a pretrained network, which is used as it is; rounds that a user asks for are gentle."""
     choices = _length(facts, 2000, 1) | {
         "rounds": (0, "a round of training gains little on average, and loses on some collections"),
@@ -211,7 +211,7 @@ def _adapting(size: int, facts: Facts, backbone: str, options: OptionValues) -> 
     return choices
 
 
-def _from_scratch(size: int, facts: Facts) -> Choices:
+def _from_scratch(size: int, facts: ImageFacts) -> Choices:
     """Return the choices for a network without weights: an image is a cluster of its own, too (docs/method.md)."""
     return {
         **_length(facts),
@@ -237,7 +237,7 @@ def _from_scratch(size: int, facts: Facts) -> Choices:
     }
 
 
-def _views(facts: Facts, crop_min: float, grey: float) -> Choices:
+def _views(facts: ImageFacts, crop_min: float, grey: float) -> Choices:
     """Return the random views that suit grey images, or photographs: these with this least crop and share of grey."""
     if not facts.grey:
         return because("the images have colours, as photographs do", crop_min=crop_min, colour=0.4, grey=grey)
@@ -251,7 +251,7 @@ def _view_size(size: int) -> tuple[int, str]:
     return 4 * round(size * 0.75 / 4), "crops enlarge their content: 3/4 of the side keeps its scale"
 
 
-def _length(facts: Facts, images: int = IMAGES_PER_ROUND, rounds: int = 0) -> Choices:
+def _length(facts: ImageFacts, images: int = IMAGES_PER_ROUND, rounds: int = 0) -> Choices:
     """Return epochs in which so many images are seen, rounds (0: by ``PASSES``), and the images in a batch."""
     count = max(1, facts.count)
     epochs = min(MAX_EPOCHS, max(1, math.ceil(images / count)))
@@ -281,13 +281,13 @@ def margin_for(size: int) -> float:
     return 1.0 if size <= 64 else 256 / 224
 
 
-def fine_clusters(facts: Facts, target: int = 0) -> int:
+def fine_clusters(facts: ImageFacts, target: int = 0) -> int:
     """Return ``target`` (0: 5 per cluster wanted), fewer so that none is tiny, but at least one per cluster wanted."""
     clusters = facts.n_clusters or 20
     return max(1, min(facts.count, max(clusters, min(target or 5 * clusters, facts.count // 20))))
 
 
-def image_size_for(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[int, str]:
+def image_size_for(backbone: str, facts: ImageFacts, pretrained: bool = False) -> tuple[int, str]:
     """Return the side of the images for a network, px, and the reason."""
     side = facts.short_side
     if backbone in PAPER_NETWORKS:

@@ -14,7 +14,7 @@ from deepcluster.nets.names import MODULE, PAPER_NETWORKS, PUBLISHED, backbone_o
 from deepcluster.recipes.auto import (
     WHITENING,
     Choices,
-    Facts,
+    ImageFacts,
     OptionValue,
     OptionValues,
     Plan,
@@ -66,7 +66,7 @@ def check_weights(options: OptionValues) -> None:
         raise ModelError(f"{weights}: there is no such weights file; or give timm or none")
 
 
-def resolve(request: RecipeRequest, facts: Facts) -> Plan:
+def resolve(request: RecipeRequest, facts: ImageFacts) -> Plan:
     """Resolve a recipe for these images. UsageError if the options do not fit together.
 
     DataError if the requested ``pseudo_labels`` exceed the number of images; a number from a preset or file is lowered.
@@ -154,7 +154,7 @@ def _for_fixed_size(plan: Plan, options: OptionValues) -> Plan:
 # ---- as published ---------------------------------------------------------------------------------------------------
 
 
-def v1(options: OptionValues, facts: Facts) -> Plan:
+def v1(options: OptionValues, facts: ImageFacts) -> Plan:
     """The paper: AlexNet on Sobel-filtered 224 px images, 10,000 clusters, 500 rounds, a constant learning rate."""
     backbone = options.get("backbone", "alexnet")
     if backbone not in PAPER_NETWORKS:
@@ -164,7 +164,7 @@ def v1(options: OptionValues, facts: Facts) -> Plan:
     return Plan(Recipe(), {**_DEPARTURES_V1, "patience": settled, "empty": repaired})
 
 
-def v1_official(options: OptionValues, facts: Facts) -> Plan:
+def v1_official(options: OptionValues, facts: ImageFacts) -> Plan:
     """The released code of 2018 with its defaults, including its sampling and its numbering of clusters."""
     recipe = Recipe(sobel=False, rounds=200, sampling="official", empty="faiss", renumber=True, patience=10**6)
     return Plan(
@@ -185,7 +185,7 @@ _DEPARTURES_V1 = {
 }
 
 
-def v2(options: OptionValues, facts: Facts) -> Plan:
+def v2(options: OptionValues, facts: ImageFacts) -> Plan:
     """DeepCluster-v2: cluster means as classifiers, several clusterings, remembered features, many views, a projection.
 
     The authors' 400-epoch run with views of 2 x 160 and 4 x 96 px, but with batches of 256 images, the learning rate in
@@ -245,7 +245,7 @@ _DEPARTURES_V2 = {
 }
 
 
-PRESETS: dict[str, Callable[[OptionValues, Facts], Plan]] = {
+PRESETS: dict[str, Callable[[OptionValues, ImageFacts], Plan]] = {
     "auto": auto,
     "classic": classic,
     "v1": v1,

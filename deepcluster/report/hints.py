@@ -30,7 +30,7 @@ def above(noun: str) -> list[str]:
     return words
 
 
-def plain(word: str) -> str:
+def everyday(word: str) -> str:
     """Return the everyday word for a rare one, or the word itself."""
     return _table("plain_words.json").get(word, word)
 
@@ -61,10 +61,10 @@ def hints(rows: Table, noun_of: Mapping[str, tuple[str, float]]) -> list[str]:
         return []
     distances = np.array([number(cell) or 0.0 for cell in known.column("distance")])
     typical = known.at(np.argsort(distances, kind="stable")[: len(known) // 2])
-    return fitting([noun_of[path] for path in typical.column("path")])
+    return fitting_words([noun_of[path] for path in typical.column("path")])
 
 
-def fitting(known: Sequence[tuple[str, float]], clear: float = CLEAR) -> list[str]:
+def fitting_words(known: Sequence[tuple[str, float]], clear: float = CLEAR) -> list[str]:
     """Return plain words for weighted nouns: the most special ones whose mean weight is clear, and one above them."""
     weights: dict[str, float] = defaultdict(float)
     for noun, weight in known:
@@ -75,4 +75,4 @@ def fitting(known: Sequence[tuple[str, float]], clear: float = CLEAR) -> list[st
     special = sorted((word for word in words if word not in general), key=lambda word: -weights[word])[:HINTS]
     shared = [word for word in general if all(word in above(other) for other in special)]
     closest = sorted(shared, key=lambda word: -len(above(word)))[:1]
-    return list(dict.fromkeys(map(plain, [*special, *closest])))
+    return list(dict.fromkeys(map(everyday, [*special, *closest])))

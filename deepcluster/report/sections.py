@@ -80,7 +80,7 @@ def sections(
             "share": percent(number(row["share"])),
             "nearest": row["nearest_cluster"],
             "linked": row["nearest_cluster"] in members,
-            "outliers": len(members[row["cluster"]].where("is_outlier", "1")),
+            "outliers": len(members[row["cluster"]].with_cell("is_outlier", "1")),
             "labels": _frequent_labels(members[row["cluster"]]),
             "junk": row.get("junk") == "1",
             "hints": hints(members[row["cluster"]], noun_of),

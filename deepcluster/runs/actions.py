@@ -101,10 +101,10 @@ def _sorting(folder: run_folder.RunFolder, request: Request) -> tuple[Path, dict
         if not FOLDER_NAME.fullmatch(choices.get("name", "")):
             raise UsageError("the name of a folder has letters, digits, spaces and -_.(), at most 100: change it")
     name = choices.pop("name")
-    where = choices.pop("place", "run")
-    place = places_for_folders(folder).get(where)
+    place_name = choices.pop("place", "run")
+    place = places_for_folders(folder).get(place_name)
     if place is None:
-        raise UsageError(f"sorted images go beside the run or beside its images, and not {where[:80]!a}")
+        raise UsageError(f"sorted images go beside the run or beside its images, and not {place_name[:80]!a}")
     if unknown := choices.keys() - {"mode", "outliers", "duplicates"}:
         raise UsageError(f"the page chooses no {min(unknown)[:80]!a}")
     return place / name, choices

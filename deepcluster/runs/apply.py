@@ -21,7 +21,7 @@ from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.tables import from_windows
 from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import LONGEST_NAME, Edits
-from deepcluster.texts import plural, some
+from deepcluster.texts import a_few, plural
 
 MAX_NEW = 1000  # clusters made by moves at a time
 
@@ -103,8 +103,8 @@ def _edited_model(run: Run, edits: Edits, moves: Mapping[int, int], checked: Seq
     if moves:
         cut = move_rows(cut, moves, reduced, run.rows.placement(replace(model, cut=cut)))
     # The answers about a split cluster are about none of its parts, so the estimate begins anew.
-    kept = (Said(one.row, WORDS[0]) if edits.split and one.by == "drawn" else one for one in model.said)
-    words = {one.row: one for one in kept}
+    earlier = (Said(one.row, WORDS[0]) if edits.split and one.by == "drawn" else one for one in model.said)
+    words = {one.row: one for one in earlier}
     words |= {row: Said(row, "checked") for row in checked if row not in words}
     words = {row: one for row, one in words.items() if row not in moves} | {row: Said(row, WORDS[0]) for row in moves}
     said = (one._replace(cluster=int(target[one.cluster])) if one.cluster >= 0 else one for one in words.values())
@@ -170,4 +170,4 @@ def _check_present(numbers: list[int], present: set[int], free: int) -> None:
     for number in numbers:
         if number not in present:
             more = f"moves can make {free} to {free + MAX_NEW - 1}"
-            raise UsageError(f"there is no cluster {number}: the clusters are {some(sorted(present), 20)}, and {more}")
+            raise UsageError(f"there is no cluster {number}: the clusters are {a_few(sorted(present), 20)}, and {more}")

@@ -22,7 +22,7 @@ from deepcluster.report.pictures import GREY_LEVEL
 from deepcluster.runtime.log import warn
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Row
-from deepcluster.storage.images_table import Images
+from deepcluster.storage.images_table import ImagesTable
 
 PICTURE_SIDE = 48  # px
 NEVER_OPENED = {reason: reason for reason in (LINK, BESIDE)}
@@ -47,7 +47,7 @@ def row_digests(rows: Tensor) -> list[str]:
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
 
 
-def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Source | None:
+def images_at_hand(images: ImagesTable, base: Path, *, skipped: bool = False) -> Source | None:
     """Return the usable images of a run that still exist, by their paths in the run; None if none does.
 
     Args:
@@ -74,8 +74,8 @@ def images_at_hand(images: Images, base: Path, *, skipped: bool = False) -> Sour
     if not parts:
         return None
     whole = joined(parts, base.name or "images", str(base))
-    own = whole.labels or [""] * len(whole.paths)
-    labels = tuple(label_of.get(path, label) for path, label in zip(whole.paths, own, strict=True))
+    source_labels = whole.labels or [""] * len(whole.paths)
+    labels = tuple(label_of.get(path, label) for path, label in zip(whole.paths, source_labels, strict=True))
     return replace(whole, labels=labels if any(labels) else None)
 
 
@@ -108,16 +108,16 @@ def images_of(run: Path) -> Source:
     images = folder.read_images()
     source = images_at_hand(images, base, skipped=True)
     used = {*images.used.column("path")}
-    here = {*(source.paths if source else ())}
-    if source is None or not used & here:
+    present = {*(source.paths if source else ())}
+    if source is None or not used & present:
         raise DataError(f"the images of {run} cannot be found again in {base}: name all of them as IMAGES")
-    if gone := len(used - here):
+    if gone := len(used - present):
         warn(f"{gone:,} of the {len(used):,} images of {run} are no longer there, and are left out")
     first: dict[tuple[str, str], int] = {}
     for i in range(len(source.paths)):
         first.setdefault(source.origin(i), i)
     once = source if len(first) == len(source.paths) else source.rows(sorted(first.values()))
-    left = [(path, why) for path, why in images.skipped.items() if path not in here and _exists(base / path)]
+    left = [(path, why) for path, why in images.skipped.items() if path not in present and _exists(base / path)]
     skipped = tuple((path, NEVER_OPENED.get(Reason(why), Reason(why))) for path, why in left)
     return replace(once, skipped=skipped, of_folder=record.of_folder)
 

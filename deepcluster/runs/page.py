@@ -182,8 +182,8 @@ def _parts(run: Run, in_page: Sequence[int]) -> dict[str, Any]:
     if len(numbers) > MAX_IN_TREE:
         return {}
     counts, all_counts = (
-        torch.bincount(some, minlength=len(cut.centroids))
-        for some in (centroid[: run.rows.fitted], centroid[run.clusters >= 0])
+        torch.bincount(centroids, minlength=len(cut.centroids))
+        for centroids in (centroid[: run.rows.fitted], centroid[run.clusters >= 0])
     )
     parts = {number: parts_of(cut, counts, number, all_counts) for number in numbers}
     part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[centroid[[*in_page]]]
@@ -198,11 +198,11 @@ def _originals(run: Path, source: Source | None, base: Path) -> str:
     """
     if source is None or not source.items.of_files or not base.is_dir():
         return ""
-    here = run.resolve()
-    there = base.resolve()
-    if here.anchor != there.anchor or len(Path(os.path.commonpath([here, there])).parts) < 2:
+    page = run.resolve()
+    images = base.resolve()
+    if page.anchor != images.anchor or len(Path(os.path.commonpath([page, images])).parts) < 2:
         return ""
-    return Path(os.path.relpath(there, here)).as_posix() + "/"
+    return Path(os.path.relpath(images, page)).as_posix() + "/"
 
 
 def sides_of(source: Source | None) -> Callable[[str], tuple[int, int] | None]:
@@ -256,8 +256,8 @@ def _sheet(folder: run_folder.LockedFolder, source: Source | None, used: Table) 
         paths = used.column("path")
         row_of = {paths[row]: row for row in on_sheet(len(used)) if row >= before or slot_of(row, before) < 0}
         more: dict[int, Tensor] = {}
-        if source and (there := [i for i, path in enumerate(source.paths) if path in row_of]):
-            added = source.rows(there)
+        if source and (new := [i for i, path in enumerate(source.paths) if path in row_of]):
+            added = source.rows(new)
             store = read_once(added, THUMBNAIL, none_is_fine=True)
             more = {row_of[added.paths[i]]: image for i, image in zip(store.usable, store.images, strict=True)}
         sheet = extended_sheet(sheet, len(used), more)
@@ -288,6 +288,6 @@ def tree_of(run: Run) -> Tree | None:
     rows, cut = run.rows, run.model.cut
     if len(cut.cluster_of.unique()) > MAX_IN_TREE:
         return None
-    there = torch.nonzero(run.clusters >= 0).flatten()
-    tree = merge_tree(rows.reduced[there], cut, run.placement.centroid[there], len(there) - rows.fitted)
-    return replace(tree, medoids=tuple(there[[*tree.medoids]].tolist()))
+    placed = torch.nonzero(run.clusters >= 0).flatten()
+    tree = merge_tree(rows.reduced[placed], cut, run.placement.centroid[placed], len(placed) - rows.fitted)
+    return replace(tree, medoids=tuple(placed[[*tree.medoids]].tolist()))

@@ -12,7 +12,7 @@ from deepcluster.storage import swap
 from deepcluster.storage.files import put_in_place
 from deepcluster.storage.lock import own_files
 from deepcluster.storage.run_folder import RunFolder, locked, open_run
-from deepcluster.texts import some
+from deepcluster.texts import a_few
 
 
 def promote(new: Path, old: Path, display: Display | None = None, *, force: bool = False) -> None:
@@ -30,15 +30,15 @@ def promote(new: Path, old: Path, display: Display | None = None, *, force: bool
             raise UsageError(f"{new} and {old} are one folder: name the new run, and then the old one")
         with locked(new), locked(old):
             _check(source, place, force)
-            here = Path(os.path.abspath(old))  # noqa: PTH100 (without following links)
-            kept = here.with_name(f"{here.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
-            put_in_place(beside := swap.moved_beside(new, here), here, kept)
+            target = Path(os.path.abspath(old))  # noqa: PTH100 (without following links)
+            old_run = target.with_name(f"{target.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
+            put_in_place(beside := swap.moved_beside(new, target), target, old_run)
             if beside != new:
                 shutil.rmtree(new)
     else:
-        kept = _kept_before(old)[-1]
+        old_run = _kept_before(old)[-1]
         put_in_place(new, old)
-    Several(display).say("Promoted", f"{old} is now the run of {new}. The old run is in {kept}")
+    Several(display).say("Promoted", f"{old} is now the run of {new}. The old run is in {old_run}")
     from deepcluster.runs.views import report  # imports torch
 
     report(old)  # the page has links from its folder
@@ -62,7 +62,7 @@ def _check(source: RunFolder, place: RunFolder, force: bool) -> None:
     read_run(source)
     now, then = source.read_header(), None if force else place.read_header()
     if then and (lost := sorted({*filter(None, then.names)} - {*now.names})):
-        names = some([repr(name) for name in lost], 20)
+        names = a_few([repr(name) for name in lost], 20)
         why = f"{source.path} has no clusters of these names, which {place.path} has: {names}"
         raise UsageError(f"{why}. Name them, or add --force")
     related = {(record.run, before.run), (record.like_run, before.run), (record.run, before.like_run)}

@@ -35,10 +35,10 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     have_names = [bool(model.names[number]) for number in {*clusters.tolist()}.difference(model.junk, [-1])]
     if any(have_names) and not all(have_names):
         return {"drawn": len(drawn), "unnamed": have_names.count(False)}
-    rows, own = torch.tensor([*drawn.items()]).T
+    rows, numbers = torch.tensor([*drawn.items()]).T
     kinds = torch.from_numpy(kinds_of(model.names))
     judged = torch.full((len(clusters),), torch.nan, dtype=torch.float64)
-    judged[rows] = (kinds[own] == kinds[clusters[rows]]).double()
+    judged[rows] = (kinds[numbers] == kinds[clusters[rows]]).double()
     is_open = clusters >= 0  # and nobody has placed the image
     is_open[[*model.placed]] = False
     count = int((clusters >= 0).sum())
@@ -47,7 +47,7 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
         unjudged = int(is_open[part].sum())
         sample = judged[part][judged[part].isfinite()]
         share = float((sample if len(sample) else judged).nanmean())
-        low, high = prediction(unjudged, len(sample), share)
+        low, high = bounds_of_right(unjudged, len(sample), share)
         middle += share * unjudged
         below += (share * unjudged - low) ** 2
         above += (share * unjudged - high) ** 2
@@ -56,7 +56,7 @@ def estimated_quality(model: Annotations, clusters: Tensor, fitted: int) -> dict
     return {"drawn": len(rows), "right": int(judged.nansum())} | shares
 
 
-def prediction(rest: int, count: int, share: float) -> tuple[float, float]:
+def bounds_of_right(rest: int, count: int, share: float) -> tuple[float, float]:
     """Return bounds of the number of right images among ``rest``, by their ``share`` in a sample of ``count`` others.
 
     They are Wilson's (1927), with the correction for a finite population.
@@ -90,8 +90,8 @@ def unpinned(model: Model, reduced: Tensor, rows: Sequence[int]) -> dict[int, in
     """Return the clusters of ``rows`` by a cut without the centroids that keep them in place."""
     if not rows:
         return {}
-    own = nodes_of(model.cut.centroids, reduced[[*rows]]) >= 0
+    in_place = nodes_of(model.cut.centroids, reduced[[*rows]]) >= 0
     others = [*model.placed.keys() - {*rows}]
-    stays = torch.from_numpy(~own | (nodes_of(model.cut.centroids, reduced[others]) >= 0))
+    stays = torch.from_numpy(~in_place | (nodes_of(model.cut.centroids, reduced[others]) >= 0))
     cut = Cut(model.cut.centroids[stays], model.cut.cluster_of[stays]) if stays.any() else model.cut
     return dict(zip(rows, replace(model, cut=cut).placement(reduced[[*rows]]).cluster.tolist(), strict=True))

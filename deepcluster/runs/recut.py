@@ -61,13 +61,13 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display,
     rows = run.rows
     known = len(rows.layouts.known)
     count, candidates = result.choose_number(n_clusters, rows, run.record.seed, recipe, nouns, display)
-    kept = kinds_kept(run)
-    if n_clusters is not None and len(kept) > n_clusters:
+    needed = kinds_kept(run)
+    if n_clusters is not None and len(needed) > n_clusters:
         raise UsageError(
-            f"{plural(len(kept), 'cluster')} have names or answers and stay, which is more than -k {n_clusters}: give"
+            f"{plural(len(needed), 'cluster')} have names or answers and stay, which is more than -k {n_clusters}: give"
             " at least so many, or merge some first"
         )
-    new = _adjusted(replace(run, model=_cut_into(run, count, recipe)), max(count, len(kept)))
+    new = _adjusted(replace(run, model=_cut_into(run, count, recipe)), max(count, len(needed)))
     facts = Facts(cut_k=n_clusters, candidates=candidates or run.facts.candidates, is_recut=True)
     after = Run(run.record, facts, new, rows)
     lines = {}
@@ -130,14 +130,14 @@ def _adjusted(run: Run, count: int) -> Model:
     A cluster with a person's word is never dropped, and halved last. If she placed too many images, there are fewer.
     """
     while (missing := count - len(present := {*run.placement.cluster.tolist()})) != 0:
-        kept = kinds_kept(run)
+        needed = kinds_kept(run)
         sizes = Counter(run.placement.cluster[: run.rows.fitted].tolist())
-        order = sorted(present, key=lambda number: (number in kept, -sizes[number]))
+        order = sorted(present, key=lambda number: (number in needed, -sizes[number]))
         if missing > 0:
             halved = ((number, _halved(run, number)) for number in order)
             number, cut = next(filter(lambda one: one[1], halved), (0, None))
         else:
-            number, cut = _without_one(run.model, order, kept)
+            number, cut = _without_one(run.model, order, needed)
         if cut is None:
             break
         names = (*run.model.names, "") if missing > 0 else run.model.names
@@ -149,10 +149,10 @@ def _adjusted(run: Run, count: int) -> Model:
     return run.model
 
 
-def _without_one(model: Model, order: Sequence[int], kept: Collection[int]) -> tuple[int, Cut]:
+def _without_one(model: Model, order: Sequence[int], needed: Collection[int]) -> tuple[int, Cut]:
     """Return the last cluster in ``order`` that can go, and the cut without it."""
     of = model.cut.cluster_of
-    if droppable := [number for number in order if number not in kept]:
+    if droppable := [number for number in order if number not in needed]:
         stays = of != droppable[-1]
         return droppable[-1], Cut(model.cut.centroids[stays], of[stays])
     # Answers have named a new cluster like their own one, so these two become one.

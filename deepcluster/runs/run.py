@@ -21,7 +21,7 @@ from deepcluster.seeding import generator
 from deepcluster.storage import former, run_folder
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import CLUSTERS, COLUMNS, IMAGES, Facts, RunRecord
-from deepcluster.storage.images_table import REJECTED, Images
+from deepcluster.storage.images_table import REJECTED, ImagesTable
 from deepcluster.texts import plural
 
 
@@ -40,7 +40,7 @@ KNOWN_CUTS = 4  # whose places are kept
 class Rows:
     """The images of a run, in the order of the rows of its features."""
 
-    images: Images  # the content of images.csv
+    images: ImagesTable  # the content of images.csv
     reduced: Tensor  # the features, N x d
     sample: Tensor  # the features that decide, as :func:`sample_of`
     residuals: Tensor  # N; an image with a large one is an outlier

@@ -25,7 +25,7 @@ from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import run_folder
 from deepcluster.storage.edits_file import checked_name
-from deepcluster.texts import one_line, plural, quality_text, some
+from deepcluster.texts import a_few, one_line, plural, quality_text
 
 COLUMNS = ("path", "now", "name", "likely", "drawn")  # of a table of questions
 MARKS = dict.fromkeys(("1", "1.0", "true", "yes", "x"), True) | dict.fromkeys(("", "0", "0.0", "false", "no"), False)
@@ -172,7 +172,7 @@ def taught_by(run: Run, answers: Sequence[Answer]) -> Change:
         lines["Quality"] = quality_text(quality)
     if unnamed := [str(number) for number in cluster.unique().tolist() if not model.names[number]]:
         have = "has" if len(unnamed) == 1 else "have"
-        lines["Names"] = f"{plural(len(unnamed), 'cluster')} {have} no name: {some(unnamed, 20)}"
+        lines["Names"] = f"{plural(len(unnamed), 'cluster')} {have} no name: {a_few(unnamed, 20)}"
     return decided(after, digest, bool(changes), text=text, example=next(reversed(model.placed), 0), lines=lines)
 
 
@@ -189,7 +189,7 @@ def taught_model(run: Run, answers: Sequence[Answer]) -> tuple[Model, list[str]]
     equal = nodes_of(rows.reduced, rows.reduced[[*answered]]).tolist()  # equal images go together, by the last answer
     targets = {row: numbers[place] for row, place in enumerate(equal) if place >= 0}
     if dropped := [row for row, number in answered.items() if targets[row] != number]:
-        paths = some([one_line(rows.paths[row]) for row in dropped])
+        paths = a_few([one_line(rows.paths[row]) for row in dropped])
         remarks.append(f"answers about equal images contradict each other, so those about {paths} do not count")
     answered = {row: number for row, number in answered.items() if targets[row] == number}
     sample = sampled(model, rows.reduced, placed.cluster, new.words)
@@ -313,4 +313,4 @@ def changes_text(changes: Mapping[tuple[int, int], int], model: Model) -> str:
     }
     called[-1] = "none"
     pairs = [f"{images:,} from {called[a]} to {called[b]}" for (a, b), images in changes.items()]
-    return f"{plural(sum(changes.values()), 'image')} changed their cluster{': ' * bool(pairs)}{some(pairs, 10)}"
+    return f"{plural(sum(changes.values()), 'image')} changed their cluster{': ' * bool(pairs)}{a_few(pairs, 10)}"

@@ -17,8 +17,7 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.outliers import MIN_ROWS
 from deepcluster.errors import UsageError
 from deepcluster.groups.due import drift
-from deepcluster.images import Images as AnyImages
-from deepcluster.images import Source, find
+from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import Reason
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.own_features import read_features
@@ -40,7 +39,7 @@ from deepcluster.runtime.console import Display, Several
 from deepcluster.runtime.devices import CPU
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import IMAGES, Row, Table
-from deepcluster.storage.images_table import REJECTED, Images, image_rows, origin_of, skipped_rows
+from deepcluster.storage.images_table import REJECTED, ImagesTable, image_rows, origin_of, skipped_rows
 from deepcluster.storage.lock import scratch_of
 
 
@@ -90,7 +89,7 @@ class _New:
 
 def update(
     run: Path,
-    images: AnyImages,
+    images: Images,
     display: Display | None = None,
     *,
     device: torch.device = CPU,
@@ -155,8 +154,8 @@ def _counts_text(new: _New) -> str:
     if new.known:
         counts.append(f"{new.known:,} in the run already")
     if new.skipped:
-        kinds = skipped_in_words((*new.source.skipped, *new.failed))
-        counts.append(f"{len(new.skipped):,} skipped: {kinds}")
+        words = skipped_in_words((*new.source.skipped, *new.failed))
+        counts.append(f"{len(new.skipped):,} skipped: {words}")
     return ", ".join(counts)
 
 
@@ -185,7 +184,7 @@ def _placed_text(done: Update, model: Model, run: Path, *, reject: bool) -> str:
 # ---- which images are new -------------------------------------------------------------------------------------------
 
 
-def _read(folder: run_folder.RunFolder, run: Run, images: AnyImages, scratch: Path, display: Display) -> _New:
+def _read(folder: run_folder.RunFolder, run: Run, images: Images, scratch: Path, display: Display) -> _New:
     """Read and measure the images that the run does not have. ``scratch``: A folder for too many of them."""
     model, rows = run.model, run.rows
     base = Path(run.record.base)
@@ -252,7 +251,7 @@ def _updated(run: Run, new: _New, *, reject: bool) -> Change:
         return Change(run)
     every = replace(
         rows,
-        images=Images(Table.of([*rows.images.rows, *more])),
+        images=ImagesTable(Table.of([*rows.images.rows, *more])),
         reduced=torch.cat([rows.reduced, new.reduced]),
         residuals=torch.cat([rows.residuals, new.residuals]),
     )
@@ -269,7 +268,7 @@ def _with_duplicates(folder: run_folder.LockedFolder, rows: Rows, new: _New, bas
     free = 1 + max(set_of.values(), default=-1)
     most_alike = {rows.paths[row] for row in nearest(new.reduced, 1, rows.reduced)[1].flatten().tolist()}
     alike_rows = [row for row, path in enumerate(rows.paths) if path in most_alike]
-    old = images_at_hand(Images(rows.images.used.at(alike_rows)), base)
+    old = images_at_hand(ImagesTable(rows.images.used.at(alike_rows)), base)
     paths: list[str] = []
     pictured = [] if new.images is None else with_picture(new.images)
     images = [] if new.images is None else [new.images[pictured]]

@@ -23,11 +23,11 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = next(kind for kind, is_there in available.items() if is_there)
     kind = name.partition(":")[0]
     if not available.get(kind):
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise UsageError(f"device {name}: this machine has {there}; auto chooses")
+        names = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise UsageError(f"device {name}: this machine has {names}; auto chooses")
     local = os.environ.get("LOCAL_RANK") if name == "cuda" or (kind == "cuda" and local_world_size() > 1) else None
     if local is not None and int(local) >= torch.cuda.device_count():
         raise UsageError(

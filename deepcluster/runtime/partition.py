@@ -44,10 +44,10 @@ class Partition:
         """Return all rows, or every ``stride``-th, on the main rank; none on the others."""
         rows = torch.arange(0, self.total, stride)
         owners = self._owners(rows)
-        some = local if stride == 1 else local[rows[owners == self.processes.rank] - self.local.start]
+        sent = local if stride == 1 else local[rows[owners == self.processes.rank] - self.local.start]
         none = [0] * self.processes.world_size
         counts = torch.bincount(owners, minlength=len(none)).tolist() if self.processes.is_main else none
-        return self.processes.all_to_all(some, [len(some), *none[1:]], counts)
+        return self.processes.all_to_all(sent, [len(sent), *none[1:]], counts)
 
     def index_select(self, local: Tensor, rows: Tensor) -> Tensor:
         """Return the ``rows`` (numbers, the same on every rank), on every rank."""

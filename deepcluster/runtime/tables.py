@@ -70,8 +70,8 @@ def read_columns(
         by_name = {column.strip().lower(): column for column in reversed(header)}
         columns = {key: next((by_name[name] for name in names[key] if name in by_name), None) for key in names}
         if missing := [key for key, column in columns.items() if column is None and key not in optional]:
-            there = ",".join(header)[:80] or "nothing"
-            raise ValueError(f"no column {missing[0]}: the first line must have {','.join(names)}, and has {there}")
+            titles = ",".join(header)[:80] or "nothing"
+            raise ValueError(f"no column {missing[0]}: the first line must have {','.join(names)}, and has {titles}")
         for cells in reader:
             if any(cells.pop(None, None) or ()):
                 raise ValueError(f"line {reader.line_num} has more cells than the first line: quote texts with commas")

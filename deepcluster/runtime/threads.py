@@ -78,14 +78,14 @@ def one_thread() -> Iterator[None]:
     Several threads may be inside; the last one restores BLAS. A new thread whose first torch operation falls inside
     keeps one thread.
     """
-    own = torch.get_num_threads()
+    threads = torch.get_num_threads()
     with _lock:
         _limits.append(_libraries(len(sys.modules)).limit(limits=1, user_api="blas"))
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(own)  # this thread's, and that of new ones
+        torch.set_num_threads(threads)  # this thread's, and that of new ones
         with _lock:
             before = _limits.pop()
             if not _limits:

@@ -104,8 +104,8 @@ class Checkpoints:
         """Return the weights of the network's body after so many rounds. ModelError if no whole checkpoint has them."""
         path = self.folder / f"{rounds:06d}.json"
         if not path.exists():
-            kept = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
-            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {kept}): --overwrite starts anew")
+            rounds_kept = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
+            raise ModelError(f"there is no checkpoint of round {rounds} (kept: {rounds_kept}): --overwrite starts anew")
         try:
             tensors = self._read(path).tensors
         except DAMAGE as error:
@@ -141,10 +141,10 @@ class Checkpoints:
     def _prune(self, last: str) -> None:
         # Checkpoints after `last` are damaged leftovers: the run resumed before them.
         whole = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)
-        kept = whole[-MAX_CHECKPOINTS:]
+        newest = whole[-MAX_CHECKPOINTS:]
         for path in self.folder.iterdir():
             name = f"checkpoints/{path.name}"
-            if path.stem not in kept and is_known(name):
+            if path.stem not in newest and is_known(name):
                 with suppress(OSError):  # one that is in use is removed another time
                     path.unlink()
 
@@ -155,7 +155,7 @@ def rounds_done(run: Path) -> int:
 
 
 @contextmanager
-def fitting(folder: Path) -> Iterator[None]:
+def as_checkpoint_errors(folder: Path) -> Iterator[None]:
     """Turn any error about the values of a whole checkpoint into a ModelError."""
     try:
         yield

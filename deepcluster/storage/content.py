@@ -28,19 +28,19 @@ class Column:
     """A column of clusters.csv. The cell is empty if an image has no value, as in most columns of skipped files."""
 
     name: str
-    kind: type[str | int | float | bool]  # of the values; their form in Parquet and in Python follows from it
+    type: type[str | int | float | bool]  # of the values; their form in Parquet and in Python follows from it
     meaning: str  # for docs/run-folder.md, which `python benchmarks/tables.py` writes
     predicted: bool = True  # of new images, too
 
     def cells(self, values: Iterable[Any]) -> list[Any]:
         """Return values as they are written."""
-        if self.kind is float:
+        if self.type is float:
             return [f"{value:.6f}" for value in values]
-        return [*map(int if self.kind is bool else self.kind, values)]
+        return [*map(int if self.type is bool else self.type, values)]
 
     def value(self, cell: Any) -> Any:
         """Return the value of a cell that is not empty."""
-        return bool(int(cell)) if self.kind is bool else self.kind(cell)
+        return bool(int(cell)) if self.type is bool else self.type(cell)
 
 
 # A new column is one line here if `placement_columns` in runs/run.py knows its values.
@@ -187,7 +187,7 @@ class Table(Sequence[Row]):
 
         return cls({name: column(name, cells) for name, cells in columns.items()})
 
-    def where(self, name: str, cell: str) -> "Table":
+    def with_cell(self, name: str, cell: str) -> "Table":
         """Return the rows that have this cell in a column."""
         return self.at(np.flatnonzero(self.column(name) == cell))
 
@@ -229,4 +229,4 @@ class Tables:
     @cached_property
     def usable(self) -> Table:
         """The rows of the usable images."""
-        return Table.of(self.clusters).where("status", "ok")
+        return Table.of(self.clusters).with_cell("status", "ok")

@@ -33,9 +33,9 @@ def numbers_of(folder: RunFolder) -> list[int]:
 def history(folder: RunFolder) -> tuple[list[Made], list[Made]]:
     """Return the changes that an undo takes back and those that a redo makes again, the nearest first."""
     now = folder.read_header().made
-    kept = [folder.read_header(name_of(number)).made for number in numbers_of(folder)]
-    back = [now, *(made for made in reversed(kept) if made.number < now.number)]
-    return back[:-1], [made for made in kept if made.number > now.number]
+    states = [folder.read_header(name_of(number)).made for number in numbers_of(folder)]
+    back = [now, *(made for made in reversed(states) if made.number < now.number)]
+    return back[:-1], [made for made in states if made.number > now.number]
 
 
 def given(folder: RunFolder) -> int:

@@ -19,7 +19,7 @@ REJECTED = "outlier"  # the reason of an image that an update has rejected
 
 
 @dataclass(frozen=True)
-class Images:
+class ImagesTable:
     """The content of images.csv."""
 
     rows: Table
@@ -27,12 +27,12 @@ class Images:
     @cached_property
     def used(self) -> Table:
         """The rows of usable images, in the order of features.npy."""
-        return self.rows.where("status", "ok")
+        return self.rows.with_cell("status", "ok")
 
     @cached_property
     def skipped(self) -> Mapping[str, str]:
         """The files that cannot be used, and why: a later row about a file counts, and so does a usable image of it."""
-        reasons = {row["path"]: row["reason"] for row in self.rows.where("status", "skipped")}
+        reasons = {row["path"]: row["reason"] for row in self.rows.with_cell("status", "skipped")}
         usable = {*self.used.column("path")} & {*reasons}
         return {path: why for path, why in reasons.items() if path not in usable}
 
@@ -42,7 +42,7 @@ class Images:
         return int((self.used.column("added") == "").sum())
 
 
-def skipped_table(images: Images) -> list[Row]:
+def skipped_table(images: ImagesTable) -> list[Row]:
     """Return the rows of skipped.csv."""
     return [{"path": path, "reason": why} for path, why in images.skipped.items()]
 
@@ -78,8 +78,8 @@ def placed(origin: Origin, path: str, base: Path) -> Origin:
     """Return the place of an image for its row: without the base, and without a file name that equals ``path``."""
     if not Path(origin.source).is_absolute():
         return origin
-    here = os.path.realpath(base)
-    if Path(origin.source).is_relative_to(here):
-        near = Path(origin.source).relative_to(here).as_posix()
+    folder = os.path.realpath(base)
+    if Path(origin.source).is_relative_to(folder):
+        near = Path(origin.source).relative_to(folder).as_posix()
         return Origin("" if near == path and not origin.member else near, origin.member)
     return origin

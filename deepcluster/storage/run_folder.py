@@ -24,7 +24,7 @@ from deepcluster.storage import lock, swap
 from deepcluster.storage.clusters_file import Header, digest_of, header_of
 from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, LOG, RESULT, SCHEMA_VERSIONS, RunRecord, Table
 from deepcluster.storage.files import changing, put_in_place, sync_folder, write_tensors, write_whole
-from deepcluster.storage.images_table import Images
+from deepcluster.storage.images_table import ImagesTable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,9 +64,9 @@ class RunFolder:
         with self.as_disk_errors(RUN):
             return RunRecord.from_json(table)
 
-    def read_images(self) -> Images:
+    def read_images(self) -> ImagesTable:
         """Read images.csv."""
-        return Images(self.read_rows(IMAGES))
+        return ImagesTable(self.read_rows(IMAGES))
 
     def read_header(self, name: str = CLUSTERS) -> Header:
         """Read the header of the clusters, or of another state of them."""

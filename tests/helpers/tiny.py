@@ -24,7 +24,7 @@ from deepcluster.storage import clusters_file
 from deepcluster.storage import model_files as models
 from deepcluster.storage.clusters_file import Made, encoded
 from deepcluster.storage.content import CLUSTERS, FILES, IMAGES, Facts, RunRecord, Table
-from deepcluster.storage.images_table import REJECTED, Images
+from deepcluster.storage.images_table import REJECTED, ImagesTable
 from deepcluster.storage.lock import scratch_of
 from deepcluster.storage.run_folder import LockedFolder
 from tests.helpers.drawings import write_image
@@ -58,13 +58,13 @@ def tiny_model(names: tuple[str, ...] = ("", "b"), dims: int = 4, **changes: Any
 
 def images_of(
     paths: Sequence[str], *, added: int = 0, digests: Sequence[str] = (), rejected: Collection[int] = ()
-) -> Images:
+) -> ImagesTable:
     """The table of usable images, of which the last ones came by an update, which rejected some."""
     cells = dict.fromkeys(FILES[IMAGES].columns, [""] * len(paths))
     cells |= {"path": [*paths], "status": ["ok"] * len(paths), "sha256": [*digests] or [""] * len(paths)}
     cells |= {"reason": [REJECTED if row in rejected else "" for row in range(len(paths))]}
     cells |= {"added": [""] * (len(paths) - added) + ["later"] * added}
-    return Images(Table.of_columns(cells))
+    return ImagesTable(Table.of_columns(cells))
 
 
 def run_of(
@@ -169,7 +169,7 @@ def _run_of_table(record: RunRecord, model: Model, rows: Sequence[Mapping[str, A
     model = replace(model, cut=Cut(places[numbers.unique()], numbers.unique()), said=(*said,))
     residuals = torch.tensor([float(row["is_outlier"]) for row in used])
     return Run(
-        record, Facts(), model, Rows(Images(Table.of_columns(cells)), places[numbers], places[numbers], residuals)
+        record, Facts(), model, Rows(ImagesTable(Table.of_columns(cells)), places[numbers], places[numbers], residuals)
     )
 
 

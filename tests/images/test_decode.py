@@ -285,14 +285,14 @@ def test_a_format_of_ones_own_is_a_function_by_the_suffix_of_its_files(tmp_path:
         decode(tmp_path / "a.GRID")
 
 
-def test_an_unusable_file_is_counted_by_its_kind_whatever_the_words() -> None:
+def test_an_unusable_file_is_counted_by_its_category_whatever_the_words() -> None:
     whole = png(30_000, 30_000, zlib.compress(bytes(100_000)))
-    kinds = {b"": "empty", b"text": "other file", whole[:-20]: "too large", b"FUJIFILMCCD-RAW" + bytes(90): "RAW"}
-    kinds |= {stored(waves(), "PNG").getvalue()[:-1000]: "damaged"}
-    for content, kind in kinds.items():
+    categories = {b"": "empty", b"text": "other file", whole[:-20]: "too large", b"FUJIFILMCCD-RAW" + bytes(90): "RAW"}
+    categories |= {stored(waves(), "PNG").getvalue()[:-1000]: "damaged"}
+    for content, category in categories.items():
         with pytest.raises(Undecodable) as caught, pillow_limits():
             decode(io.BytesIO(content))
-        assert caught.value.reason.kind == kind
+        assert caught.value.reason.category == category
 
 
 def test_a_heic_file_is_neither_its_thumbnail_nor_decoded_by_many_threads() -> None:

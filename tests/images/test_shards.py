@@ -21,7 +21,7 @@ from deepcluster.images import find
 from deepcluster.images import shards as tars
 from deepcluster.images.decode import SMALL_FILE, Undecodable
 from deepcluster.images.source import skipped_in_words
-from deepcluster.images.store import preview, read_once
+from deepcluster.images.store import read_once, survey
 from tests.helpers.image_files import Member, colour, coloured_png, save, save_tar, stored
 from tests.helpers.tiny import flipped
 
@@ -50,7 +50,7 @@ def test_the_pixels_are_those_of_the_folder(photos: Path, shards: Path):
     assert ours.labels == theirs.labels and ours.skipped == () and [*ours.files()] == []
     assert (ours.name, ours.location) == ("shards", str(shards))
     assert torch.equal(read_once(ours, 24).images, read_once(theirs, 24).images)
-    assert preview(ours) == preview(theirs)
+    assert survey(ours) == survey(theirs)
 
 
 def test_one_shard_and_patterns(shards: Path, tmp_path: Path, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_size_that_lies_costs_neither_time_nor_memory(tmp_path: Path, kind: by
     header[148:156] = b"%06o\0 " % sum(header)  # the checksum that belongs to it
     file.write_bytes(content[:at] + header + content[at + 512 :])
     source, peak = traced(lambda: find(file))
-    assert source.paths[0] == "a.tar/1.png" and colour(source, 0)[0] == 0 and peak < 20 << 20
+    assert source.paths == ("a.tar/1.png",) and colour(source, 0)[0] == 0 and peak < 20 << 20
 
 
 def test_large_members_are_read_as_files(tmp_path: Path):

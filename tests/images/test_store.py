@@ -19,7 +19,7 @@ from deepcluster.images import find
 from deepcluster.images import source as sources
 from deepcluster.images import store as storing
 from deepcluster.images.decode import Undecodable, decode
-from deepcluster.images.store import preview, read_once, square
+from deepcluster.images.store import read_once, square, survey
 from tests.helpers.image_files import RED, coloured_png, save, save_tar, source_of
 
 
@@ -130,7 +130,7 @@ def test_too_large_for_memory_and_nowhere_to_go(tmp_path: Path, monkeypatch: pyt
         read_once(source_of(Mock(side_effect=MemoryError), 5), 8)
 
 
-# ---- preview(): the size of the images, and if they have colour ---
+# ---- survey(): the size of the images, and if they have colour ---
 
 
 def test_a_preview_knows_the_size_of_the_whole(tmp_path: Path) -> None:
@@ -139,18 +139,18 @@ def test_a_preview_knows_the_size_of_the_whole(tmp_path: Path) -> None:
     Image.new("RGB", (1600, 1201), RED).save(tmp_path / "a.jpg", exif=exif)
     Image.new("RGB", (1203, 1300), RED).save(tmp_path / "b.jpg")
     save(tmp_path / "c.png", RED, (90, 1300))
-    assert preview(find(tmp_path)) == (1201, False)
-    assert preview(find(np.zeros((3, 90, 100), np.uint8))) == (90, True)
+    assert survey(find(tmp_path)) == (1201, False)
+    assert survey(find(np.zeros((3, 90, 100), np.uint8))) == (90, True)
     datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_dict({"picture": [str(tmp_path / "a.jpg")]})
-    assert preview(find(table.cast_column("picture", datasets.Image()))) == (1201, False)
+    assert survey(find(table.cast_column("picture", datasets.Image()))) == (1201, False)
 
 
 def test_grey_within_the_noise_of_a_jpeg() -> None:
     images = np.full((20, 4, 4, 3), (100, 102, 101), np.uint8)
     for coloured, grey in ((0, True), (1, True), (2, False)):  # 19 of 20 are still grey
         images[:coloured, :, :, 1] = 103
-        assert preview(find(images))[1] is grey
+        assert survey(find(images))[1] is grey
 
 
 def test_a_preview_reads_the_sides_of_many_and_decodes_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_a_preview_reads_the_sides_of_many_and_decodes_a_few(tmp_path: Path, mon
     monkeypatch.setattr(storing, "cores", lambda: 2)
     for place, side in ((tmp_path / "*.png", 49), (tmp_path / "0.tar", 20)):
         monkeypatch.setattr(sources, "decode", decoded := Mock(side_effect=decode))
-        assert preview(find(place)) == (side, False)
+        assert survey(find(place)) == (side, False)
         assert storing.COLOURS <= decoded.call_count <= storing.COLOURS + 2 * 2
 
 
@@ -171,6 +171,6 @@ def test_unusable_files_do_not_change_a_preview(tmp_path: Path, monkeypatch: pyt
         save(tmp_path / name, size=(side, side))
     names = sorted(sides, key=lambda path: hashlib.sha256(path.encode()).digest())
     for _ in range(2):
-        assert preview(find(tmp_path))[0] == int(np.median([sides[name] for name in names[:10]]))
+        assert survey(find(tmp_path))[0] == int(np.median([sides[name] for name in names[:10]]))
         for i in range(40):
             (tmp_path / f"bad{i}.png").write_text("no image")

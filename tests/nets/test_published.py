@@ -29,7 +29,7 @@ from deepcluster.nets.names import DISTRIBUTION, PUBLISHED
 from deepcluster.nets.network import build
 from deepcluster.nets.small import LITE0_NAMES
 from deepcluster.nets.timm import in_layout_of, nouns
-from deepcluster.recipes.auto import Facts
+from deepcluster.recipes.auto import ImageFacts
 from deepcluster.recipes.presets import read_request, resolve
 from deepcluster.runtime.console import Silent
 from deepcluster.storage.model_files import load
@@ -196,7 +196,7 @@ def test_a_network_is_fetched_once_and_listed(hub, hub_cache, prints, ends):
 
 # ---- the start of a run: which published network it takes, and what the run remembers of it --------------------------
 
-LARGE = Facts(count=2000, short_side=96, grey=False, n_clusters=5)
+LARGE = ImageFacts(count=2000, short_side=96, grey=False, n_clusters=5)
 SMALL = "photos-small"
 
 

@@ -13,11 +13,11 @@ import torch
 
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.errors import DataError, UsageError
-from deepcluster.fitting.plan import Start
+from deepcluster.fitting.plan import RunStart
 from deepcluster.groups.cut import as_clusters, cut_features
 from deepcluster.groups.graph import Layouts
 from deepcluster.recipes import build
-from deepcluster.recipes.auto import Facts, Plan
+from deepcluster.recipes.auto import ImageFacts, Plan
 from deepcluster.recipes.options import Recipe, to_toml
 from deepcluster.recipes.presets import PRESETS, read_request, resolve
 from deepcluster.runs.recut import recut
@@ -26,7 +26,7 @@ from deepcluster.storage import model_files as models
 from tests.helpers.runs import rows
 
 RECIPES = Path(__file__).parents[2] / "examples/recipes"
-PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10)
+PHOTOS = ImageFacts(count=50_000, short_side=32, grey=False, n_clusters=10)
 GREY = replace(PHOTOS, short_side=8, count=1797, grey=True)
 LARGE = replace(PHOTOS, short_side=300)
 IMAGENET = replace(PHOTOS, count=1_281_167, short_side=400)
@@ -34,7 +34,7 @@ LITE = "timm:tf_efficientnet_lite0"
 RESNET = {"weights": "w.safetensors", "backbone": "timm:resnet18"}  # pretrained
 
 
-def plan_of(recipe: str, options: Mapping[str, Any], facts: Facts) -> Plan:
+def plan_of(recipe: str, options: Mapping[str, Any], facts: ImageFacts) -> Plan:
     return resolve(read_request(options, recipe), facts)
 
 
@@ -219,7 +219,7 @@ def test_unusable_files_change_the_plan_but_no_size_that_was_read(tmp_path):
     facts = replace(LARGE, count=5051, published="photos-small", n_clusters=None)
     first, second = plan_of("auto", {}, facts).recipe, plan_of("auto", {}, replace(facts, count=50)).recipe
     assert first.pseudo_labels > 50 >= second.pseudo_labels
-    start = Start("run", Plan(first, {}), request, None, facts)
+    start = RunStart("run", Plan(first, {}), request, None, facts)
     sure = {"class_probabilities": 0.7, "within_image": 0.1}  # by the certainty, which is known now
     assert start.plan_if(count=50, certainty=0.6).recipe == replace(second, **sure, lr=0.125)
     assert start.plan_if(certainty=1.0).recipe == replace(first, **sure, lr=0.125)

@@ -21,7 +21,7 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.tree import Parts
 from deepcluster.images import find
 from deepcluster.report import pictures as sheets
-from deepcluster.report.hints import above, hints, plain, weighted_nouns
+from deepcluster.report.hints import above, everyday, hints, weighted_nouns
 from deepcluster.report.page import on_page, script_data
 from deepcluster.report.pictures import THUMBNAIL, pictures, sprite_sheet, thumbnail, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, problems, representatives
@@ -219,7 +219,7 @@ def test_hints_are_of_the_typical_images_of_a_cluster() -> None:
     pets = [*[("beagle", 0.2)] * 5, *[("Siamese cat", 0.2)] * 5]  # neither is clear, and the word above both is
     assert hinted(*pets, *[flat] * 10) == ["carnivore", "mammal"]
     assert hinted(*[flat] * 20) == []
-    assert hinted(*[("tabby", 0.5)] * 5, *[("tiger cat", 0.4)] * 5, *[flat] * 10) == ["cat"]  # one plain word
+    assert hinted(*[("tabby", 0.5)] * 5, *[("tiger cat", 0.4)] * 5, *[flat] * 10) == ["cat"]  # one everyday word
 
 
 def test_a_network_that_is_unsure_of_a_collection_hints_only_what_is_clear() -> None:
@@ -473,4 +473,4 @@ def test_every_word_of_the_tables_can_be_a_hint():
     nouns = [str(label).split(",")[0] for label in ImageNetInfo().label_descriptions()]
     words = {word for noun in nouns for word in [noun, *above(noun)]}
     rare, chinese = (json.loads((TEMPLATES.parent / f"{name}_words.json").read_text()) for name in ("plain", "chinese"))
-    assert rare.keys() <= words and chinese.keys() <= {plain(word) for word in words}
+    assert rare.keys() <= words and chinese.keys() <= {everyday(word) for word in words}

@@ -304,6 +304,15 @@ def test_the_page_numbers_its_new_clusters(run):
             taught_by(untaught, wrong)
 
 
+def test_a_new_cluster_gets_a_number_that_no_other_one_ever_had(run):
+    apply(run, Edits(merge=((0, 4),)))
+    merged = read_run(open_run(run))
+    taught = taught_by(merged, [Answer(7, name="new")]).run
+    assert int(taught.placement.cluster[7]) == 5 and taught.model.names[4:] == ("", "new")
+    with pytest.raises(UsageError, match="no cluster 4"):
+        taught_by(merged, [Answer(7, 4, may_be_new=True)])
+
+
 def test_answers_that_cannot_be_used_are_named_and_change_nothing(run, tmp_path, ends, monkeypatch):
     before = same_files(run, CLUSTERS)
     for text, words in WRONG.items():

@@ -135,7 +135,7 @@ def test_every_column_of_text_is_guarded() -> None:
     """Who adds a column of text has to think of this."""
     tables = ("cluster_summary.csv", "clusters.csv", "images.csv", "skipped.csv")
     columns = {column for name in tables for column in FILES[name].columns}
-    numbers = {"status", "by", "size", "share", "junk", *(column.name for column in COLUMNS if column.kind is not str)}
+    numbers = {"status", "by", "size", "share", "junk", *(column.name for column in COLUMNS if column.type is not str)}
     assert columns - numbers - {"mean_distance", "nearest_cluster", "sha256", "added"} == set(TEXT_COLUMNS)
 
 
