@@ -20,7 +20,7 @@ from common import save
 from deepcluster.commands.cli import run_command
 from deepcluster.export import folders
 from deepcluster.export.read_back import by_folder
-from deepcluster.runs.serve import _Server, version_of
+from deepcluster.runs.serve import _Server, page_version
 from deepcluster.storage.run_folder import open_run
 
 KINDS, WIDTH = 24, 64
@@ -43,7 +43,7 @@ def measured(run: Path) -> dict[str, Any]:
         server.page()
 
         def ask(name: str, action: str, **words: Any) -> dict[str, Any]:
-            now = {"version": version_of(open_run(run))}
+            now = {"version": page_version(open_run(run))}
             begin = time.process_time()
             answer: dict[str, Any] = json.loads(server.act(action, {**now, **words})[1])
             seconds[name] = round(time.process_time() - begin, 2)

@@ -74,7 +74,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         reduced = reduced_by(reduction, features)
 
         # Step 4, clustering, by the main rank: the cluster numbers are the pseudo-labels. Step 6 looks back.
-        make = partial(_compared, clustering, numbers, learning.loss, seed, index)
+        make = partial(_clustered, clustering, numbers, learning.loss, seed, index)
         clusterings, (nmi, changed, weight) = _by_main(make, reduced, state.previous, compute.partition)
         labels = torch.stack([one.labels for one in clusterings], 1)
 
@@ -96,7 +96,7 @@ def alternate(  # noqa: PLR0913 the steps and settings of the paper
         yield Round(index, reduced, clusterings[0], loss, chance, nmi, changed, weight, lr, state)
 
 
-def _compared(
+def _clustered(
     step: ClusteringStep,
     numbers: Sequence[int],
     loss: Loss,

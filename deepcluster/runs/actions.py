@@ -55,7 +55,7 @@ NumberOfPage = Annotated[int, range(1, MAX_STATES + 1)]
 ClustersOfPage = Annotated[int, range(2, MAX_IN_TREE + 1)]  # more take minutes
 Sort = Callable[..., Sequence[Row]]  # ``export.folders``
 Read = Callable[[Path], ChangeOf]  # ``export.read_back.by_folder``
-Request = Mapping[str, Any]
+PageRequest = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Teaching:
     n: Annotated[int, range(1, 1001)] = 10  # questions that the page wants
 
 
-def teaching_of(request: Request) -> Teaching:
+def teaching_of(request: PageRequest) -> Teaching:
     taught: Teaching = shaped(request.get("taught"), Teaching, "taught")
     if unknown := {answer.by for answer in taught.answers}.difference(WORDS):
         raise UsageError(f"an answer is by one of {', '.join(WORDS)}, and not by {min(unknown)[:80]!a}")
@@ -84,16 +84,16 @@ def default_name(folder: run_folder.RunFolder) -> str:
     return f"{Path(os.path.abspath(folder.path)).name}-sorted"  # noqa: PTH100
 
 
-def _by_history(request: Request, *, forward: bool = False) -> ChangeOf:
+def _by_history(request: PageRequest, *, forward: bool = False) -> ChangeOf:
     return partial(by_history, shaped(request.get("changes", 1), NumberOfPage, "changes"), forward=forward)
 
 
-def _by_answers(request: Request) -> ChangeOf:
+def _by_answers(request: PageRequest) -> ChangeOf:
     taught = teaching_of(request)
     return lambda _, run: teach.taught_by(run, taught.answers)
 
 
-def _sorting(folder: run_folder.RunFolder, request: Request) -> tuple[Path, dict[str, Any]]:
+def _sorting(folder: run_folder.RunFolder, request: PageRequest) -> tuple[Path, dict[str, Any]]:
     """Return the folder of sorted images that a page means, and its other choices."""
     choices: dict[str, Any] = {"name": default_name(folder)}
     if "sorting" in request:
@@ -110,19 +110,19 @@ def _sorting(folder: run_folder.RunFolder, request: Request) -> tuple[Path, dict
     return place / name, choices
 
 
-def _sorted_folder(folder: run_folder.RunFolder, request: Request) -> Path:
+def _sorted_folder(folder: run_folder.RunFolder, request: PageRequest) -> Path:
     place, _ = _sorting(folder, request)
     if not (place / SORTED).is_file():  # a folder of other images would answer for each of them
         raise UsageError(f"{place} has no sorted images: sort into it first")
     return place
 
 
-def read_folder(request: Request, read: Read) -> ChangeOf:
+def read_folder(request: PageRequest, read: Read) -> ChangeOf:
     """Return the change by what a person did in a folder of sorted images."""
     return lambda folder, run: read(_sorted_folder(folder, request))(folder, run)
 
 
-def sort_images(folder: run_folder.RunFolder, request: Request, sort: Sort) -> dict[str, Any]:
+def sort_images(folder: run_folder.RunFolder, request: PageRequest, sort: Sort) -> dict[str, Any]:
     """Sort the images into folders; return their place and number, and the number of images left out."""
     place, choices = _sorting(folder, request)
     rows = sort(folder.path, place, Sorting(**choices, overwrite=True), display=Several())
@@ -130,7 +130,7 @@ def sort_images(folder: run_folder.RunFolder, request: Request, sort: Sort) -> d
     return {"sorted": {"folder": str(place), "images": sum(bool(row["exported_path"]) for row in rows)} | ways}
 
 
-def _open(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+def _open(folder: run_folder.RunFolder, run: Run, request: PageRequest) -> dict[str, Any]:
     """Open the folder of sorted images in the file manager of this machine."""
     place = _sorted_folder(folder, request)
     if not webbrowser.open(place.as_uri()):
@@ -138,7 +138,7 @@ def _open(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str,
     return {}
 
 
-def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+def _questions(folder: run_folder.RunFolder, run: Run, request: PageRequest) -> dict[str, Any]:
     """Return images to ask about, of which ``known`` ones have an answer, and others drawn at random.
 
     One of each cluster without a name comes first.
@@ -158,7 +158,7 @@ def _questions(folder: run_folder.RunFolder, run: Run, request: Request) -> dict
     return {"questions": [[*map(of_page, chosen)], [of_page(one) for one in drawn if one.path not in paths]]}
 
 
-def _list(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+def _list(folder: run_folder.RunFolder, run: Run, request: PageRequest) -> dict[str, Any]:
     """Return the rows of all images of some clusters, in an order of the page."""
     numbers: tuple[int, ...] = shaped(request.get("clusters"), tuple[int, ...], "clusters")
     order: str = shaped(request.get("order"), str, "order")
@@ -168,7 +168,7 @@ def _list(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str,
     return {"rows": rows[ORDERS[order](run.placement, rows).argsort(stable=True)].tolist()}
 
 
-def _rows_of(run: Run, request: Request) -> list[int]:
+def _rows_of(run: Run, request: PageRequest) -> list[int]:
     rows: tuple[int, ...] = shaped(
         request.get("rows"), tuple[Annotated[int, range(len(run.rows.reduced))], ...], "rows"
     )
@@ -177,7 +177,7 @@ def _rows_of(run: Run, request: Request) -> list[int]:
     return [*rows]
 
 
-def _facts(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+def _facts(folder: run_folder.RunFolder, run: Run, request: PageRequest) -> dict[str, Any]:
     """Return path, cluster, distance, outlier and label of images, for a list that shows them."""
     rows = _rows_of(run, request)
     table = run.rows.images.used.at(rows)
@@ -191,7 +191,7 @@ def _facts(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str
     }
 
 
-def _alike(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+def _alike(folder: run_folder.RunFolder, run: Run, request: PageRequest) -> dict[str, Any]:
     """Return the images most like some images, the most similar to any of them first."""
     rows = _rows_of(run, request)
     products, others = nearest(run.rows.reduced[rows], MAX_ALIKE + 1, run.rows.reduced)
@@ -199,7 +199,7 @@ def _alike(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str
     return {"rows": [row for row in dict.fromkeys(ranked) if row not in rows]}
 
 
-def _preview(folder: run_folder.RunFolder, run: Run, request: Request) -> dict[str, Any]:
+def _preview(folder: run_folder.RunFolder, run: Run, request: PageRequest) -> dict[str, Any]:
     """Return what a change would do: ``change`` is its action, and the rest of the request is as for that action.
 
     ``moves``: Kind by its cluster, number of images that come to it, and rows of some, the most doubtful first.
@@ -248,14 +248,14 @@ def _faces(run: Run) -> list[tuple[int, int, list[int]]]:
     ]
 
 
-CHANGES: Mapping[str, Callable[[Request], ChangeOf]] = {
+CHANGES: Mapping[str, Callable[[PageRequest], ChangeOf]] = {
     "apply": lambda request: partial(by_edits, edits_of(request.get("edits"))),
     "undo": _by_history,
     "redo": partial(_by_history, forward=True),
     "recut": lambda request: partial(by_number, shaped(request.get("k"), ClustersOfPage, "k"), Several()),
     "teach": _by_answers,
 }
-QUESTIONS: Mapping[str, Callable[[run_folder.RunFolder, Run, Request], dict[str, Any]]] = {
+QUESTIONS: Mapping[str, Callable[[run_folder.RunFolder, Run, PageRequest], dict[str, Any]]] = {
     "open": _open,
     "ask": _questions,
     "preview": _preview,

@@ -21,7 +21,7 @@ from deepcluster.storage.run_folder import RunFolder, open_run
 from deepcluster.texts import quality_text
 
 SHUFFLES = 5
-Scores = Callable[[Sequence[str], Sequence[int]], Mapping[str, float]]  # from labels and clusters to figures by name
+Scorer = Callable[[Sequence[str], Sequence[int]], Mapping[str, float]]  # from labels and clusters to figures by name
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
     images: Images | None = None,
     labels: str | None = None,
     *,
-    scores: Scores | None = None,
+    scores: Scorer | None = None,
     device: str = "auto",
     display: Display = Silent(),
 ) -> dict[str, float]:
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def scores_with_chance(
-    clusters: Sequence[int], labels: Sequence[str], scores: Scores | None = None
+    clusters: Sequence[int], labels: Sequence[str], scores: Scorer | None = None
 ) -> dict[str, float]:
     """Return ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, then their ``_chance``, by shuffled labels.
 

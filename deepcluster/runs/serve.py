@@ -65,7 +65,7 @@ IMAGE_SIDE = 1600  # px of an enlarged image
 THUMBNAIL_BYTES = 8000
 REDIRECTING = "open-"  # begins the name of a folder for a page that leads to the server
 FOREVER = "private, max-age=31536000, immutable"  # a picture at an address with a version
-Answer = tuple[str, bytes]  # Content-Type and body
+Response = tuple[str, bytes]  # Content-Type and body
 
 
 class Refused(Exception):
@@ -91,7 +91,7 @@ def _state(folder: run_folder.RunFolder, outcome: Outcome, pictures: str) -> dic
     done, undone = ([_line_of(made) for made in way] for way in former.history(folder))
     quality = outcome.quality
     return {
-        "version": version_of(folder),
+        "version": page_version(folder),
         "pictures": pictures,
         "answers": len(outcome.run.model.said),
         "checked": checked(outcome.run),
@@ -113,7 +113,7 @@ def _line_of(made: Made) -> tuple[str, int, str, str]:
     return made.text, made.row, moved if moved not in made.text else "", made.at
 
 
-def version_of(folder: run_folder.RunFolder) -> str:
+def page_version(folder: run_folder.RunFolder) -> str:
     """Return the version of a page, which knows the number of the next new cluster: an undo keeps that, too."""
     return f"{run_folder.version_of(folder)}-{former.given(folder)}"
 
@@ -161,7 +161,7 @@ class _Server(ThreadingTCPServer):
         }
         self.token = secrets.token_urlsafe(16)
         self.host = f"127.0.0.1:{self.server_address[1]}"
-        self.calls: Queue[tuple[Callable[[], Answer], Future[Answer]]] = Queue()
+        self.calls: Queue[tuple[Callable[[], Response], Future[Response]]] = Queue()
         self.known_images: _Images | None = None
         self.known: tuple[str, Outcome] | None = None  # the version of the run, and its result
         self.is_behind = False  # the views are older than the run
@@ -171,13 +171,13 @@ class _Server(ThreadingTCPServer):
 
     def result(self, folder: run_folder.RunFolder) -> Outcome:
         """Return the result of the run, which is read if another process has changed it."""
-        if self.known is None or self.known[0] != version_of(folder):
+        if self.known is None or self.known[0] != page_version(folder):
             return self.keep(folder, read_run(folder))
         return self.known[1]
 
     def keep(self, folder: run_folder.RunFolder, run: Run, **_: Any) -> Outcome:
         """Keep a run and its result for the next request."""
-        self.known = version_of(folder), describe(run)
+        self.known = page_version(folder), describe(run)
         return self.known[1]
 
     def images(self, folder: run_folder.RunFolder) -> _Images:
@@ -199,7 +199,7 @@ class _Server(ThreadingTCPServer):
         )
         return render(data, _state(folder, outcome, version))
 
-    def page(self) -> Answer:
+    def page(self) -> Response:
         return "text/html; charset=utf-8", self.page_text(run_folder.open_run(self.run)).encode()
 
     def draw(self) -> None:
@@ -209,7 +209,7 @@ class _Server(ThreadingTCPServer):
                 refresh(folder, self.result(folder).run, source=self.images(folder).source, page=True)
                 self.is_behind = False
 
-    def picture(self, kind: str, version: str, row: int) -> Answer:
+    def picture(self, kind: str, version: str, row: int) -> Response:
         """Answer with the image, the thumbnail or the sheet of all tiny pictures of a version of the images."""
         images = self.images(run_folder.open_run(self.run))
         if version != images.version:
@@ -226,7 +226,7 @@ class _Server(ThreadingTCPServer):
         image.save(file := io.BytesIO(), "JPEG", quality=90)
         return "image/jpeg", file.getvalue()
 
-    def act(self, action: str, request: Mapping[str, Any]) -> Answer:
+    def act(self, action: str, request: Mapping[str, Any]) -> Response:
         """Answer an action of the page: a change, or a question, which writes nothing."""
         folder = run_folder.open_run(self.run)
         with log.logged(f"the served report: {action}") if action not in QUESTIONS else nullcontext():
@@ -248,7 +248,7 @@ class _Server(ThreadingTCPServer):
 
     def _checked(self, folder: run_folder.RunFolder, request: Mapping[str, Any]) -> Run:
         """Return the run that the page of a request shows."""
-        if request.get("version") != version_of(folder):
+        if request.get("version") != page_version(folder):
             raise Outdated
         return self.result(folder).run
 
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         status = HTTPStatus.OK
-        future = Future[Answer]()
+        future = Future[Response]()
         try:
             work = self._checked()
             self.server.calls.put((work, future))
@@ -291,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
-    def _checked(self) -> Callable[[], Answer]:
+    def _checked(self) -> Callable[[], Response]:
         """Return the work of a request for the calling thread."""
         server = self.server
         headers = self.headers

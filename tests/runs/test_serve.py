@@ -23,7 +23,7 @@ from deepcluster.export import folders
 from deepcluster.export.read_back import by_folder
 from deepcluster.images import Source
 from deepcluster.runs.apply import apply
-from deepcluster.runs.serve import _Server, version_of
+from deepcluster.runs.serve import _Server, page_version
 from deepcluster.runs.views import report
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import CLUSTERS
@@ -207,7 +207,7 @@ def test_a_change_writes_the_clusters_alone_until_the_server_rests(run: Path, mo
     report(run)
     with _Server(run, folders, by_folder) as server:
         before, decoded[:] = contents(run), []
-        now = {"version": version_of(RunFolder(run))}
+        now = {"version": page_version(RunFolder(run))}
         edits = {"schema_version": 1, "names": {"1": "<owl>"}}
         page = json.loads(server.act("apply", {**now, "edits": edits})[1])["page"]
         after = contents(run)
