@@ -199,7 +199,7 @@ def _alike(folder: run_folder.RunFolder, run: Run, request: PageRequest) -> dict
     return {"rows": [row for row in dict.fromkeys(ranked) if row not in rows]}
 
 
-def _preview(folder: run_folder.RunFolder, run: Run, request: PageRequest) -> dict[str, Any]:
+def preview_of(request: PageRequest, run: Run, change_by: Callable[[str], Change]) -> dict[str, Any]:
     """Return what a change would do: ``change`` is its action, and the rest of the request is as for that action.
 
     ``moves``: Kind by its cluster, number of images that come to it, and rows of some, the most doubtful first.
@@ -209,7 +209,7 @@ def _preview(folder: run_folder.RunFolder, run: Run, request: PageRequest) -> di
     action = request.get("change", "teach")
     if not isinstance(action, str) or action not in CHANGES:
         raise UsageError(f"a preview is of one of {', '.join(CHANGES)}, and not of {str(action)[:80]!a}")
-    change = CHANGES[action](request)(folder, run)
+    change = change_by(action)
     return Carried(run, change).to_json() | {
         "moves": _moves(run, change) if action != "recut" else [],
         "faces": _faces(change.run) if action == "recut" else [],
@@ -258,7 +258,6 @@ CHANGES: Mapping[str, Callable[[PageRequest], ChangeOf]] = {
 QUESTIONS: Mapping[str, Callable[[run_folder.RunFolder, Run, PageRequest], dict[str, Any]]] = {
     "open": _open,
     "ask": _questions,
-    "preview": _preview,
     "list": _list,
     "facts": _facts,
     "alike": _alike,

@@ -40,10 +40,11 @@ from deepcluster.runs.actions import (
     Sort,
     default_name,
     places_for_folders,
+    preview_of,
     read_folder,
     sort_images,
 )
-from deepcluster.runs.change import REDO, UNDO, ChangeOf, commit
+from deepcluster.runs.change import REDO, UNDO, Change, ChangeOf, commit
 from deepcluster.runs.images import images_at_hand
 from deepcluster.runs.page import Drawings, page_data, read_drawings, read_sheet
 from deepcluster.runs.result import Outcome, describe
@@ -164,6 +165,7 @@ class _Server(ThreadingTCPServer):
         self.calls: Queue[tuple[Callable[[], Response], Future[Response]]] = Queue()
         self.known_images: _Images | None = None
         self.known: tuple[str, Outcome] | None = None  # the version of the run, and its result
+        self.last_change: tuple[str, Change] | None = None  # a request, of a change or its preview, and the change
         self.is_behind = False  # the views are older than the run
 
     def handle_error(self, *_: object) -> None:
@@ -178,6 +180,7 @@ class _Server(ThreadingTCPServer):
     def keep(self, folder: run_folder.RunFolder, run: Run, **_: Any) -> Outcome:
         """Keep a run and its result for the next request."""
         self.known = page_version(folder), describe(run)
+        self.last_change = None  # it is of the run before
         return self.known[1]
 
     def images(self, folder: run_folder.RunFolder) -> _Images:
@@ -229,14 +232,18 @@ class _Server(ThreadingTCPServer):
     def act(self, action: str, request: Mapping[str, Any]) -> Response:
         """Answer an action of the page: a change, or a question, which writes nothing."""
         folder = run_folder.open_run(self.run)
-        with log.logged(f"the served report: {action}") if action not in QUESTIONS else nullcontext():
+        is_question = action in (*QUESTIONS, "preview")
+        with nullcontext() if is_question else log.logged(f"the served report: {action}"):
             if action in self.changes:
                 with run_folder.locked(self.run) as locked:
                     run = self._checked(locked, request)
-                    change = self.changes[action](request)(locked, run)
+                    change = self._change(action, request, locked, run)
                     commit(locked, run, change, Several(), self.keep)
                     self.is_behind |= change.run is not run
                 answer: dict[str, Any] = {"page": self.page_text(folder)}
+            elif action == "preview":
+                run = self._checked(folder, request)
+                answer = preview_of(request, run, lambda wanted: self._change(wanted, request, folder, run))
             elif action in QUESTIONS:
                 answer = QUESTIONS[action](folder, self._checked(folder, request), request)
             else:
@@ -245,6 +252,13 @@ class _Server(ThreadingTCPServer):
                 answer = sort_images(folder, request, self.sort)
             said = _said(log.lines())
         return "application/json", json.dumps({"said": said, **answer}).encode()
+
+    def _change(self, action: str, request: Mapping[str, Any], folder: run_folder.RunFolder, run: Run) -> Change:
+        """Return the change by an action: that of the last preview, if it was of the same request and version."""
+        asked = json.dumps([action, {**request, "change": None}], sort_keys=True)
+        if self.last_change is None or self.last_change[0] != asked or action not in CHANGES:  # a folder is read anew
+            self.last_change = asked, self.changes[action](request)(folder, run)
+        return self.last_change[1]
 
     def _checked(self, folder: run_folder.RunFolder, request: Mapping[str, Any]) -> Run:
         """Return the run that the page of a request shows."""
@@ -309,7 +323,7 @@ class _Handler(BaseHTTPRequestHandler):
             return server.page
         length = headers.get("Content-Length", "")
         kind = headers.get("Content-Type")
-        if reads or path not in (*server.changes, *QUESTIONS, "export"):
+        if reads or path not in (*server.changes, *QUESTIONS, "preview", "export"):
             raise Refused("no such page or action")
         if kind != "application/json" or not length.isdecimal() or int(length) > MAX_JSON:
             raise Refused(f"an action takes application/json of at most {MAX_JSON:,} bytes")

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from deepcluster.export import folders
 from deepcluster.export.read_back import by_folder
 from deepcluster.images import Source
 from deepcluster.runs.apply import apply
+from deepcluster.runs.change import undo
+from deepcluster.runs.recut import by_number, recut
+from deepcluster.runs.run import read_run
 from deepcluster.runs.serve import _Server, page_version
 from deepcluster.runs.views import report
 from deepcluster.storage import run_folder
@@ -193,6 +197,23 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
     assert [len(state()[name]) for name in ("done", "undone")] == [3, 0]
     for change in ("export", "preview", "", None, ["undo"], "redo"):  # the last has nothing to make again
         assert answer(address, "preview", version(address), change=change)[0] == 409
+
+
+def test_a_change_after_its_preview_is_not_computed_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recut(alone := Path(shutil.copytree(run, tmp_path / "alone")), 3)
+    numbers: list[int] = []
+    monkeypatch.setattr(
+        "deepcluster.runs.actions.by_number", lambda k, *others: numbers.append(k) or by_number(k, *others)
+    )
+    with _Server(run, folders, by_folder) as server:
+        now = {"version": page_version(RunFolder(run))}
+        for k in (4, 3):
+            server.act("preview", {**now, "change": "recut", "k": k})
+        server.act("recut", {**now, "k": 3})
+        server.act("recut", {"version": page_version(RunFolder(run)), "k": 3})  # of another version
+    assert numbers == [4, 3, 3]
+    undo(run)
+    assert read_run(RunFolder(run)).clusters.tolist() == read_run(RunFolder(alone)).clusters.tolist()
 
 
 def test_a_change_writes_the_clusters_alone_until_the_server_rests(run: Path, monkeypatch: pytest.MonkeyPatch):
