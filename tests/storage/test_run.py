@@ -144,12 +144,12 @@ def test_cells_come_back():
     table = Table.of(rows)
     assert list(table) == rows and len(table) == 7 and table[3] == rows[3] and table[-1] == rows[-1]
     assert table[2:5] == rows[2:5] and list(table.column("path")) == CELLS
-    assert list(table.where("path", "a")) == [rows[1], rows[6]] and list(table.where("path", "b")) == []
+    assert list(table.with_cell("path", "a")) == [rows[1], rows[6]] and list(table.with_cell("path", "b")) == []
     part = table.at([6, 0, 1])
-    assert list(part) == [rows[6], rows[0], rows[1]] and list(part.where("number", "0")) == [rows[0]]
+    assert list(part) == [rows[6], rows[0], rows[1]] and list(part.with_cell("number", "0")) == [rows[0]]
     assert Table.of(table) is table and list(table.column("gone")) == [""] * 7
     none = Table.of([])
-    assert list(none) == [] == list(none.where("status", "ok"))
+    assert list(none) == [] == list(none.with_cell("status", "ok"))
 
 
 @pytest.mark.parametrize("more", [{"n_clusters": None}, {"n_clusters": 3, "baseline": {"nmi": 0.5}, "resumed": []}])
