@@ -78,7 +78,7 @@ def folders(
     if sorting.dry_run:
         _show(targets, out, transfer, display)
         return ()
-    with new_folder(out, check=check) as folder, pillow_limits():
+    with new_folder(out, check) as folder, pillow_limits():
         inventory = _carry_out(targets, folder, transfer, display)
         metadata = _write_metadata(folder, targets, inventory, members) if sorting.is_dataset else []
         rows = [*inventory, *metadata]

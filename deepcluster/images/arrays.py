@@ -80,7 +80,11 @@ def picture(item: Any) -> Image.Image:
         raise Undecodable(reason)
     if not _is_image(item.shape):
         raise Undecodable(f"shape {item.shape}; it must be H x W, H x W x C or C x H x W with C one of 1, 3, 4")
-    return as_image(item)
+    array = as_uint8(item)
+    if array.ndim == 3 and array.shape[2] not in CHANNELS:  # the last axis counts first
+        array = array.transpose(1, 2, 0)
+    grey = array.ndim == 3 and array.shape[2] == 1
+    return as_rgb(Image.fromarray(np.ascontiguousarray(array[..., 0] if grey else array)))
 
 
 def is_tensor(value: object) -> "TypeIs[Tensor]":
@@ -123,15 +127,6 @@ def not_pixels(array: npt.NDArray[Any]) -> str:
 
 def _is_image(shape: tuple[int, ...]) -> bool:
     return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and bool({shape[0], shape[2]} & set(CHANNELS))))
-
-
-def as_image(array: npt.NDArray[Any]) -> Image.Image:
-    """Return H x W, H x W x C or C x H x W pixels (the last axis counts first) as an image in mode RGB."""
-    array = as_uint8(array)
-    if array.ndim == 3 and array.shape[2] not in CHANNELS:
-        array = array.transpose(1, 2, 0)
-    grey = array.ndim == 3 and array.shape[2] == 1
-    return as_rgb(Image.fromarray(np.ascontiguousarray(array[..., 0] if grey else array)))
 
 
 def _hugging_face(dataset: Any, holder: str) -> Items:

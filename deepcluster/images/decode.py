@@ -66,7 +66,7 @@ _SYSTEM_REASONS = {
 }
 
 
-# Categories of unusable files, as they are counted.
+# Categories under which unusable files are counted.
 OTHER, DAMAGED, EMPTY, RAW, LARGE, NO_FILE = "other file", "damaged", "empty", "RAW", "too large", "no plain file"
 
 
@@ -180,7 +180,7 @@ def pillow_limits() -> Iterator[None]:
     quiet = logging.CRITICAL + 1
     set_level = logger.setLevel if level != quiet else lambda _: None  # it takes .5 ms, so not for every image
     limit = Image.MAX_IMAGE_PIXELS
-    # Pillow raises the errors that libtiff prints. (Where nobody else can call libtiff, it goes on printing.)
+    # Pillow raises the errors that libtiff prints. (If Pillow's libtiff exports no names, it goes on printing.)
     set_printer: Any = getattr(ctypes.CDLL(_imaging.__file__), "TIFFSetErrorHandler", lambda _: None)
     set_printer.restype = ctypes.c_void_p
     printer = set_printer(None)

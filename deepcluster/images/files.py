@@ -80,7 +80,7 @@ def find(images: Images, *others: str, may_be_empty: bool = False) -> Source:
 
 
 def _is_dataset(images: Any) -> TypeGuard[Dataset]:
-    """Tell if it gives images by number; the first item of a list decides, but for items that are None."""
+    """Tell if ``images`` has images by number; the first item of a list that is not None decides."""
     if isinstance(images, list | tuple):
         first = next((item for item in images if item is not None), None)
         return isinstance(first, Image.Image | np.ndarray) or is_tensor(first)
@@ -152,7 +152,7 @@ def _collection(paths: Iterable[str | Path]) -> Source:
         name = path.relative_to(folder).as_posix()
         above = "" if path == folder else f"{name}/"
         reasons |= {name: None} if walked is None else {above + below: reason for below, reason in walked.items()}
-    return files_in(folder, reasons, str(folder))
+    return files_in(folder, reasons)
 
 
 def _from_folder(folder: Path) -> Source:
@@ -160,7 +160,7 @@ def _from_folder(folder: Path) -> Source:
 
     Names that start with a dot and folders of the system are ignored, links and devices skipped, run folders left out.
     """
-    source = files_in(folder, dict(_walk(folder)), str(folder), Path(os.path.realpath(folder)))
+    source = files_in(folder, dict(_walk(folder)), Path(os.path.realpath(folder)))
     if source.skipped and not source.paths:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in source.skipped[:3])
         raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
@@ -172,9 +172,7 @@ def _from_folder(folder: Path) -> Source:
     return source
 
 
-def files_in(
-    folder: Path, reasons: Mapping[str, Reason | None], location: str, real_folder: Path | None = None
-) -> Source:
+def files_in(folder: Path, reasons: Mapping[str, Reason | None], real_folder: Path | None = None) -> Source:
     """Return files by their paths in a folder, with ``reasons`` to skip some (None: used); folders give the labels.
 
     ``real_folder``: The folder without links, if no link is below it.
@@ -185,11 +183,11 @@ def files_in(
     labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
     files = _Files(paths, folder, real_folder)
     known = labels if any(labels) else None
-    return Source(folder.name or "images", location, paths, files, known, skipped, of_folder=True)
+    return Source(folder.name or "images", str(folder), paths, files, known, skipped, of_folder=True)
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Reason | None]]:
-    """Yield (path relative to the folder, None or the reason not to open it). DataError if there is nothing to walk."""
+    """Yield (path in the folder, None or the reason not to open it). DataError if the folder is a run or unreadable."""
     if is_run(folder):
         raise DataError(
             f"{one_line(str(folder))} is a run folder, whose pictures are not your images: name their folder"
@@ -222,7 +220,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Reason | None]]:
 
 
 def from_table(paths: Sequence[str], name: str, folders: Sequence[Path]) -> Source | None:
-    """Return the images of a column of paths, in its order; None if there is no such file.
+    """Return the images of a column of paths, in its order; None if no file exists.
 
     Relative paths start at the first of ``folders`` that has any of them.
     """
@@ -247,9 +245,9 @@ def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> S
 
 
 def _folder_names(files: Sequence[Path]) -> tuple[str, ...] | None:
-    """Return the labels of files: the names of their folders, but for files in the folder of all; None if none has one.
+    """Return the labels of files: the names of their folders; None if all are empty.
 
-    So a list has the labels of the folder that has its files.
+    The top folder of all files gives no label, so a list has the same labels as the folder of its files.
     """
     folders = [file.parent for file in files]
     several = len({folder.anchor for folder in folders}) > 1  # drives

@@ -12,11 +12,10 @@ from deepcluster.errors import DataError
 from deepcluster.images.arrays import reading
 from deepcluster.images.decode import explain
 from deepcluster.runtime.bounded import check_file
-from deepcluster.runtime.tables import PATH_COLUMNS
+from deepcluster.runtime.tables import PATH_COLUMNS, UTF_16_MARKS
 from deepcluster.texts import one_line
 
 LISTS = {".lst", "", ".csv", ".tsv"}  # suffixes of lists of paths, beside .txt; tables are refused with a reason
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_list(file: Path) -> list[tuple[str, Path]]:
@@ -70,7 +69,7 @@ def absolute(path: str | Path) -> Path:
 def _lines(content: bytes) -> list[str]:
     """Split a list into paths: by NUL (``find -print0``), or by lines, without blank ones and # comments."""
     content = content.removeprefix(codecs.BOM_UTF8)
-    if content.startswith(UTF_16):  # PowerShell's redirection writes it
+    if content.startswith(UTF_16_MARKS):  # PowerShell's redirection writes it
         try:
             content = content.decode("utf-16").encode()
         except UnicodeError as error:
@@ -85,7 +84,7 @@ def standard_input() -> list[str]:
     """Return the paths that another program sends. DataError if it is closed or cannot be read."""
     if sys.stdin is None:
         raise DataError("IMAGES is -, but standard input is closed: send it the paths of images, one a line")
-    # The bytes below the text, if there are any: a strict text stream fails on names that are not UTF-8.
+    # The bytes below the text, if it has any: a strict text stream fails on names that are not UTF-8.
     raw = getattr(sys.stdin, "buffer", None)
     try:
         return _lines(sys.stdin.read().encode(errors="surrogateescape") if raw is None else raw.read())
@@ -99,7 +98,7 @@ def is_text(file: Path) -> bool:
         check_file(file)
         with file.open("rb") as stream:
             start = stream.read(1 << 16)
-        encoding = "utf-16" if start.startswith(UTF_16) else "utf-8"
+        encoding = "utf-16" if start.startswith(UTF_16_MARKS) else "utf-8"
         codecs.getincrementaldecoder(encoding)().decode(start, final=len(start) < 1 << 16)
         return True
     return False

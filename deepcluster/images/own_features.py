@@ -17,7 +17,7 @@ from deepcluster.images.arrays import load_array, reading, without_torch
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.files import from_table
 from deepcluster.images.lists import absolute, read_list
-from deepcluster.images.source import Numbered, Origin, Source, row_names
+from deepcluster.images.source import Items, Origin, Source, row_names
 from deepcluster.runtime.tables import PATH_COLUMNS, read_columns
 from deepcluster.texts import one_line, plural
 
@@ -265,7 +265,7 @@ def _images_of_rows(
     """
     name = Path(file).stem
     if paths is None:
-        return Source(name, "the array", row_names(count), _NoPictures(""))
+        return Source(name, "the array", row_names(count), _NoPictures(row_names(count)))
     rows: dict[str, int] = {}
     for row, path in enumerate(paths):
         text = "" if path is None else str(path).removeprefix("file://").replace(os.sep, "/")  # Daft writes addresses
@@ -278,15 +278,15 @@ def _images_of_rows(
             f"{one_line(str(file))} has {count:,} rows, and {title} has {len(rows):,} different paths: one per row, in"
             " their order"
         )
-    return from_table([*rows], name, folders) or Source(name, "the ids", tuple(rows), _NoPictures("", tuple(rows)))
+    return from_table([*rows], name, folders) or Source(name, "the ids", tuple(rows), _NoPictures(tuple(rows)))
 
 
 @dataclass(frozen=True)
-class _NoPictures(Numbered):
-    ids: Sequence[str] | None = None
+class _NoPictures(Items):
+    ids: Sequence[str]
 
     def content(self, i: int) -> Image.Image:
         raise Undecodable("features without a file")
 
     def origin(self, i: int) -> Origin:
-        return Origin(self.holder, str(i) if self.ids is None else self.ids[i])
+        return Origin("", self.ids[i])

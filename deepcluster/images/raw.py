@@ -17,7 +17,6 @@ RAW_START = re.compile(
     rb"II\*\0....CR|....ftypcrx |II\x1a\0....HEAPCCDR|FUJIFILMCCD-RAW|II(RO|RS|U\0)|MMOR|FOVb", re.DOTALL
 )
 TIFF_START = (b"II*\0", b"MM\0*")
-# Tags of a TIFF.
 DNG_VERSION = 50706
 SUBFILE_TYPE = 254  # 1: a small version of another image in the file
 SUB_IFDS = 330
@@ -39,13 +38,13 @@ def reads_raw() -> bool:
 
 
 def is_raw(image: Image.Image) -> bool:
-    """Tell if an open TIFF is a RAW file, of which Pillow might show only the thumbnail."""
+    """Tell if an open TIFF is a RAW file; Pillow might show only its thumbnail."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     return DNG_VERSION in tags or (tags.get(SUBFILE_TYPE) == 1 and SUB_IFDS in tags)
 
 
 def preview(file: BinaryIO, alone: AbstractContextManager[object]) -> Image.Image:
-    """Return the largest preview in a RAW file, open; a large file is read inside ``alone``. NoPreview if none is."""
+    """Return the largest preview in a RAW file, open; read a large file inside ``alone``. NoPreview if it has none."""
     if not reads_raw():
         raise NoPreview(", because rawpy is missing: pip install rawpy, or export it as JPEG")
     import rawpy

@@ -72,7 +72,7 @@ def files_of(pattern: Path) -> dict[str, Path]:
         if not file.is_file():
             raise DataError(
                 f"no such shard: {one_line(text)}. {one_line(str(pattern))} names it:"
-                " put the numbers of the shards that are there between its braces"
+                " put the numbers of existing shards between its braces"
             )
         shards[file.relative_to(base).as_posix()] = file
     return shards

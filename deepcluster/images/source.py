@@ -85,7 +85,7 @@ class Source:
 
     @property
     def base(self) -> Path:
-        """The folder from which the images are found again: their own, that of their list or archive, or this one."""
+        """Folder from which a later command looks for the images: their own, their list's or archive's, or this one."""
         if not Path(self.location).is_absolute():
             return Path.cwd()
         is_folder = os.path.isdir(self.location)  # noqa: PTH112 (is_dir may raise)
@@ -135,7 +135,7 @@ class Source:
 
 
 def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str]]) -> DataError:
-    """Return the error if none of ``tried`` files is an image; ``reasons`` has (path, reason) of some of them."""
+    """Return the error if none of ``tried`` files is an image; ``reasons``: (path, reason) of some files."""
     examples = "; ".join(f"{one_line(path)}: {reason}" for path, reason in reasons[:3])
     return DataError(
         f"no readable image in {one_line(location)}: {tried} {'file' if tried == 1 else 'files'} tried ({examples}). "
@@ -154,7 +154,7 @@ def check_skipped(skipped: Sequence[Mapping[str, str]], most: int | None) -> Non
 
 
 def row_names(count: int) -> tuple[str, ...]:
-    """Return paths for ``count`` images without names: numbers, which stay as they are when more images come."""
+    """Return paths for ``count`` images without names: their numbers, which do not change when more images come."""
     check_fits(f"a list of {count:,} images", 64 * count, "pass fewer images")
     return tuple(map(str, range(count)))
 

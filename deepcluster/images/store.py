@@ -189,7 +189,7 @@ def survey(source: Source) -> tuple[int, bool]:
     """Return the median shorter side of images in px, and True if they have no colour, both from a sample.
 
     It is the first images in the order of the SHA-256 of their path: as good as random, and the same on every machine.
-    The sides are in their headers; fewer are decoded for their colour. Images of which this fails are left out. Raises
+    The sides are in their headers; fewer are decoded for their colour. Unusable images are left out. Raises
     ``DataError`` if no image is usable.
     """
     order = sorted(range(len(source.paths)), key=lambda i: hashlib.sha256(os.fsencode(source.paths[i])).digest())
@@ -201,12 +201,11 @@ def survey(source: Source) -> tuple[int, bool]:
         return bool(np.asarray(ImageChops.subtract(most, least)).mean() <= MAX_JPEG_NOISE)
 
     def first(count: int, look: Callable[[int], int]) -> list[int]:
-        """Return ``look`` of the first images of which it succeeds."""
+        """Return ``look`` of the first usable images."""
         looked: list[int] = []
         failures: list[tuple[str, Reason]] = []
-        with pool_of(cores()) as pool:
-            results = in_order(pool, partial(_value_or_reason, look), order, 2 * cores())
-            for i, result in zip(order, results, strict=False):
+        with closing(_results(lambda at: _value_or_reason(look, order[at]), len(order))) as results:
+            for i, result in zip(order, results, strict=True):
                 if isinstance(result, Reason):
                     failures.append((source.paths[i], result))
                     continue

@@ -200,11 +200,11 @@ def by_history(count: int | None, folder: run_folder.RunFolder, run: Run, *, for
     earlier = [number for number in former.numbers_of(folder) if number < made[0].number]
     state = made[count - 1].number if forward else earlier[-count]
     with folder.as_disk_errors(former.name_of(state)):
-        stored = read_clusters(folder.file(former.name_of(state)), run.rows.reduced.shape[1])
-    names = stored.annotations.names + ("",) * (len(run.model.names) - len(stored.annotations.names))
-    model = replace(run.model, cut=stored.cut, **{**vars(stored.annotations), "names": names})
-    clusters = plural(stored.header.clusters, "cluster")
+        header, cut, annotations = read_clusters(folder.file(former.name_of(state)), run.rows.reduced.shape[1])
+    names = annotations.names + ("",) * (len(run.model.names) - len(annotations.names))
+    model = replace(run.model, cut=cut, **{**vars(annotations), "names": names})
+    clusters = plural(header.clusters, "cluster")
     lines = {"Edits": f"{again}: {clusters}{', as before' * (not forward)}"}
     if texts := "; ".join(filter(None, (one.text for one in made[:count]))):
         lines[("Undone", "Redone")[forward]] = texts
-    return Change(replace(run, model=model, facts=stored.header.facts), "other", state=state, lines=lines)
+    return Change(replace(run, model=model, facts=header.facts), "other", state=state, lines=lines)

@@ -1,7 +1,7 @@
 """A run that has a result: its record, its model, and its images with their features."""
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from deepcluster.storage import former, run_folder
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import CLUSTERS, COLUMNS, IMAGES, Facts, RunRecord
 from deepcluster.storage.images_table import REJECTED, ImagesTable
+from deepcluster.storage.model_config import model_file
 from deepcluster.texts import plural
 
 
@@ -125,9 +126,8 @@ def read_run(folder: run_folder.RunFolder, backbone: nn.Module | None = None, *,
 
     Raises DiskError if the files are of two runs, or do not fit together.
     """
-    model, header = models.load_of_run(
-        folder, backbone=backbone, takes_images=takes_images
-    )  # explains an unfinished run
+    path_of = partial(model_file, folder)  # explains an unfinished run
+    model, header = models.read_model(path_of, backbone=backbone, takes_images=takes_images)
     record = folder.read_record()
     if record.run != header.run:
         raise DiskError(

@@ -20,7 +20,7 @@ def check_file(path: Path, most: int = sys.maxsize) -> None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever, and a device need not end
         raise ValueError("not a plain file")
-    if not status.st_size:  # so do the files of /proc look, of which some never end
+    if not status.st_size:  # files of /proc claim no bytes, and some never end
         raise ValueError("empty file")
     if status.st_size > most:
         raise ValueError(f"{status.st_size:,} bytes, more than the {most:,} that are read")

@@ -19,7 +19,7 @@ ROWS_SHARE = 0.4  # of a device's memory, for the rows to be clustered: a traini
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device of this name; ``auto`` is cuda, else mps, else cpu.
 
-    A process of several on a machine takes the GPU of its own number. UsageError if there is no such device.
+    A process of several on a machine takes the GPU of its own number. UsageError if the machine lacks the device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":

@@ -14,7 +14,8 @@ from types import FrameType
 
 from deepcluster.errors import LostError, Stopped
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # Windows has only the first two
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # Windows has only the first two
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 EXIT_ON_SECOND_SIGINT = 130
 REPEAT = ": run the same command again"
 
@@ -33,7 +34,7 @@ def stoppable() -> Iterator[None]:
     """
     global _listening, _reason, _advice
     outermost = not _listening and threading.current_thread() is threading.main_thread()
-    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)] if outermost else []
+    numbers = SIGNALS if outermost else []
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         if outermost:
@@ -101,9 +102,8 @@ def uninterrupted() -> Iterator[None]:
 
 def ignore() -> None:
     """Ignore signals from now on: only the last lines remain."""
-    for name in SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def stopped() -> bool:

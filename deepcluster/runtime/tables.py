@@ -19,6 +19,7 @@ from deepcluster.runtime.bounded import check_file
 CsvRow = Mapping[str, Any]
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # names of a column of paths in strangers' tables
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # first bytes of a file
 UTF_8_MARK = "\ufeff"  # at the start of a file: Excel takes it for UTF-8 by this alone
 DELIMITERS = ",;\t"  # a spreadsheet writes semicolons in a country with decimal commas, and tabs in UTF-16
 PATH = "./"
@@ -40,7 +41,8 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[CsvRow]) -> None
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
     )
     plain.writeheader()
-    for row in map(guarded, rows):
+    for cells in rows:
+        row = {**cells, **{column: guarded(column, cells[column]) for column in GUARDS if column in cells}}
         # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
         writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
         writer.writerow(row)
@@ -54,13 +56,13 @@ def read_columns(
     The table has commas, semicolons or tabs, and is in UTF-8 or UTF-16. Text but paths that is not UTF-8 is taken for
     that of Windows, see :func:`from_windows`.
 
-    ``names``: Possible names of the column of a cell, by the key of the cell; the first one there counts. Cells
+    ``names``: Possible names of the column of a cell, by the key of the cell; the first existing one counts. Cells
     of a missing ``optional`` key are empty. Raises ValueError if the first line lacks another column, another line has
     more cells, OSError or csv.Error if it cannot be read.
     """
     check_file(file)
     with file.open("rb") as start:
-        is_wide = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        is_wide = start.read(2) in UTF_16_MARKS
     encoding, errors = ("utf-16", "strict") if is_wide else ("utf-8-sig", "surrogateescape")
     with file.open(encoding=encoding, errors=errors, newline="") as stream:
         header_line = next(stream, "")
@@ -75,7 +77,7 @@ def read_columns(
         for cells in reader:
             if any(cells.pop(None, None) or ()):
                 raise ValueError(f"line {reader.line_num} has more cells than the first line: quote texts with commas")
-            texts = unguarded({key: cells.get(column) or "" for key, column in columns.items()})
+            texts = {key: unguarded(key, cells.get(column) or "") for key, column in columns.items()}
             yield reader.line_num, {key: text if key == "path" else from_windows(text) for key, text in texts.items()}
 
 
@@ -84,25 +86,13 @@ def from_windows(text: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda one: bytes([ord(one[0]) - 0xDC00]).decode("cp1252", "replace"), text)
 
 
-def guarded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row as it is to be written: numbers, and text that begins harmlessly, stay as they are."""
-    return {**row, **{column: _guarded(column, row[column]) for column in GUARDS if column in row}}
-
-
-def unguarded(row: Mapping[str, str]) -> dict[str, str]:
-    """Return the row as it was before :func:`guarded`."""
-    bare = {column: row[column].removeprefix(guard) for column, guard in GUARDS.items() if column in row}
-    return {**row, **{column: cell for column, cell in bare.items() if _guarded(column, cell) == row[column]}}
-
-
-def unguarded_column(column: str, cells: Sequence[str]) -> Sequence[str]:
-    """Return the cells of a column as they were before :func:`guarded`."""
+def guarded(column: str, cell: Any) -> Any:
+    """Return a cell for a file: a text that looks like a formula gets the guard of its column."""
     guard = GUARDS.get(column)
-    if guard is None or not any(cell.startswith(guard) for cell in cells):
-        return cells
-    return [unguarded({column: cell})[column] for cell in cells]
+    return guard + cell if guard and isinstance(cell, str) and FORMULA[guard].match(cell) else cell
 
 
-def _guarded(column: str, cell: Any) -> Any:
-    guard = GUARDS[column]
-    return guard + cell if isinstance(cell, str) and FORMULA[guard].match(cell) else cell
+def unguarded(column: str, cell: str) -> str:
+    """Return a cell of a column as it was before :func:`guarded`."""
+    bare = cell.removeprefix(GUARDS.get(column, ""))
+    return bare if len(bare) < len(cell) and guarded(column, bare) == cell else cell

@@ -26,7 +26,8 @@ from deepcluster.storage.tensors import read_tensors
 
 SCHEMA_VERSIONS = range(4, 5)  # that this version reads; it writes the last
 MAX_CHECKPOINTS = 2
-FEATURES_KEY = "features"  # the only tensor of which some rows may do
+NAMES = f"{'[0-9]' * 6}.json"  # not a user's 1.json
+FEATURES_KEY = "features"  # the only tensor that may be read in part
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)  # errors of reading
 TENSOR = "tensor of this checkpoint"
 Tensors = Mapping[str, Tensor]
@@ -50,13 +51,13 @@ class Checkpoints:
         self.scratch = scratch
 
     def write(self, state: State, network: Tensors, about: Mapping[str, Any]) -> None:
-        """Write a checkpoint, and then remove the old ones that are not to be kept.
+        """Write a checkpoint, and then remove all but the last ``MAX_CHECKPOINTS``.
 
         ``state``: With the features of all images. ``network``: Its ``state_dict``, whose head is left out, because the
         next round makes a new one.
 
         Raises NonFiniteError if the network is no longer finite, DiskError if the disk is full: both leave the
-        checkpoints that are there.
+        earlier checkpoints.
         """
         tensors = {} if state.features is None else {FEATURES_KEY: state.features}
 
@@ -87,7 +88,7 @@ class Checkpoints:
         Warns if a later one is damaged. Raises ModelError with all reasons if all are.
         """
         reasons: list[str] = []
-        for path in sorted(self.folder.glob("[0-9]*.json"), reverse=True):
+        for path in sorted(self.folder.glob(NAMES), reverse=True):
             try:
                 checkpoint = self._read(path)
             except DAMAGE as error:
@@ -104,7 +105,7 @@ class Checkpoints:
         """Return the weights of the network's body after so many rounds. ModelError if no whole checkpoint has them."""
         path = self.folder / f"{rounds:06d}.json"
         if not path.exists():
-            rounds_kept = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob("[0-9]*.json"))) or "none"
+            rounds_kept = ", ".join(str(int(path.stem)) for path in sorted(self.folder.glob(NAMES))) or "none"
             raise ModelError(f"there is no checkpoint of round {rounds} (kept: {rounds_kept}): --overwrite starts anew")
         try:
             tensors = self._read(path).tensors
@@ -119,7 +120,7 @@ class Checkpoints:
         try:
             written = write_tensors(path, tensors, scratch=self.scratch)
         except DiskError as error:
-            needed = sum(value.numel() * value.element_size() for value in tensors.values())
+            needed = sum(value.nbytes for value in tensors.values())
             raise DiskError(f"{error}; the checkpoint needs {needed / 1e6:,.1f} MB: make room, then --resume") from None
         if sha256(path) != written:
             raise DiskError(f"{path} reads back differently from what was written: is the disk failing?")
@@ -140,7 +141,7 @@ class Checkpoints:
 
     def _prune(self, last: str) -> None:
         # Checkpoints after `last` are damaged leftovers: the run resumed before them.
-        whole = sorted(path.stem for path in self.folder.glob("[0-9]*.json") if path.stem <= last)
+        whole = sorted(path.stem for path in self.folder.glob(NAMES) if path.stem <= last)
         newest = whole[-MAX_CHECKPOINTS:]
         for path in self.folder.iterdir():
             name = f"checkpoints/{path.name}"

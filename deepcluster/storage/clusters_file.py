@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
@@ -49,15 +49,6 @@ class Header:
     cut_sha256: str  # of the cut
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """The content of the file."""
-
-    header: Header
-    cut: "Cut"
-    annotations: "Annotations"
-
-
 def encoded(model: "Model", facts: Facts, made: Made) -> bytes:
     """Return the bytes of the file for the clusters of a model."""
     import torch
@@ -89,19 +80,21 @@ def with_made(path: Path, made: Made) -> bytes:
 
 def header_of(path: Path) -> Header:
     """Read the header alone. Raises an error with the reason if the file is damaged."""
-    check_file(path, MAX_TENSORS)
-    with safe_open(path, framework="numpy") as file:
-        return _header(file.metadata())
+    return _header(_metadata(path))
 
 
 def digest_of(path: Path) -> str:
     """Return the digest in the header, which differs for any two states. Raises an error as :func:`header_of`."""
+    return _metadata(path)["sha256"]
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
     check_file(path, MAX_TENSORS)
     with safe_open(path, framework="numpy") as file:
-        return str(file.metadata()["sha256"])
+        return file.metadata() or {}
 
 
-def read_clusters(path: Path, dims: int | None = None) -> Clusters:
+def read_clusters(path: Path, dims: int | None = None) -> "tuple[Header, Cut, Annotations]":
     """Read the file and check it; ``dims``: Of the centroids (None: any). Raises an error with the reason."""
     import torch
 
@@ -124,13 +117,13 @@ def read_clusters(path: Path, dims: int | None = None) -> Clusters:
     if any(word >= len(WORDS) or cluster not in (-1, *numbers) for _, word, cluster in rows):
         raise ValueError(f"its answers are not about {len(numbers)} clusters")
     spoken = tuple(Said(row, WORDS[word], cluster) for row, word, cluster in rows)
-    return Clusters(header, Cut(centroids, cluster_of), Annotations(names=header.names, junk=header.junk, said=spoken))
+    return header, Cut(centroids, cluster_of), Annotations(names=header.names, junk=header.junk, said=spoken)
 
 
 def _read(path: Path) -> "tuple[Header, dict[str, Tensor]]":
     check_file(path, MAX_TENSORS)
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
         header = _header(metadata)
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
     if metadata.get("sha256") != _digest(metadata["about"], tensors):
@@ -138,9 +131,8 @@ def _read(path: Path) -> "tuple[Header, dict[str, Tensor]]":
     return header, tensors
 
 
-def _header(metadata: Mapping[str, str] | None) -> Header:
-    about: Any = parse_json((metadata or {}).get("about", "").encode())
-    return shaped(about, Header, "about")  # type: ignore[no-any-return]
+def _header(metadata: Mapping[str, str]) -> Header:
+    return shaped(parse_json(metadata.get("about", "").encode()), Header, "about")  # type: ignore[no-any-return]
 
 
 def _digest(about: str, tensors: "Mapping[str, Tensor]") -> str:

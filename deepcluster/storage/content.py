@@ -33,7 +33,7 @@ class Column:
     predicted: bool = True  # of new images, too
 
     def cells(self, values: Iterable[Any]) -> list[Any]:
-        """Return values as they are written."""
+        """Return the cells of values."""
         if self.type is float:
             return [f"{value:.6f}" for value in values]
         return [*map(int if self.type is bool else self.type, values)]
@@ -43,7 +43,6 @@ class Column:
         return bool(int(cell)) if self.type is bool else self.type(cell)
 
 
-# A new column is one line here if `placement_columns` in runs/run.py knows its values.
 COLUMNS = (
     Column("path", str, "relative to IMAGES, with `/`"),
     Column("status", str, "`ok`, or `skipped` (no cells but these two)", predicted=False),
@@ -90,7 +89,7 @@ FILES: Mapping[str, File] = {
     "nouns.csv": File(("path", "noun", "probability"), spare=True),
     "recipe.toml": File(),
     "report.html": File(view=True),
-    "residuals.npy": File(),  # of the features, by which an image is an outlier
+    "residuals.npy": File(),  # of the features: an image with a large one is an outlier
     RESULT: File(view=True),
     RUN: File(),
     "similar.npy": File(spare=True),
@@ -150,7 +149,7 @@ class Facts:
     """Facts about the clusters of a run that follow from no other file."""
 
     cut: str = ""  # identifier of the clusters of all images: edits are for these, and for no later ones
-    cut_k: int | None = None  # number that was asked for, or is there after edits; None: a guess
+    cut_k: int | None = None  # requested number, or the number after edits; None: a guess
     candidates: Sequence[Mapping[str, Any]] = ()  # numbers of clusters, the guess first
     edits: str | None = None  # digest of the last edits or answers, which are not applied twice
     is_recut: bool = False  # the numbers mean other clusters than in the run of ``--like``

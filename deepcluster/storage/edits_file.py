@@ -21,9 +21,9 @@ class Edits:
     """Decisions of a person: first the splits, then the merges, the moves, the names and the marks."""
 
     cut: str = ""  # the ``cut`` of result.json that the edits were made for; "" fits any
-    names: Mapping[int, str] = field(default_factory=dict)  # of clusters, as they are in the end; "" removes a name
+    names: Mapping[int, str] = field(default_factory=dict)  # final names of clusters; "" removes a name
     merge: tuple[tuple[Number, ...], ...] = ()  # the clusters of a tuple become one, with the number of the first
-    junk: tuple[Number, ...] | None = None  # all clusters marked as junk from now on; None leaves the marks as they are
+    junk: tuple[Number, ...] | None = None  # all clusters marked as junk from now on; None changes no mark
     # (cluster, number of parts); the largest part keeps the number, the others get the next free ones, in this order.
     split: tuple[tuple[Number, int], ...] = ()
     # (row of features.npy or path, cluster after the merges). Numbers from the next free one on make new clusters.

@@ -33,7 +33,7 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
     ``write`` is called with the open file. ``scratch``: A folder on the same file system for the unfinished file (None:
     ``path``'s own). Raises DiskError if it cannot be written, and leaves an older file.
     """
-    beside = scratch / scratch_name(path).name if scratch else scratch_name(path)
+    beside = scratch_name(scratch / path.name if scratch else path)
     with changing(path):
         # "x": a new file, and never the target of a link that somebody put there.
         opened = _opened(beside, "x", binary=binary)
@@ -67,13 +67,11 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, scratch: Path 
 
 
 @contextmanager
-def new_folder(out: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+def new_folder(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """Yield a folder beside ``out`` to write into, which takes the place of ``out`` at the end; an error removes it.
 
-    ``check``: Raises an error if the folder at ``out`` must stay (None: :func:`check_no_folder`). An OSError inside
-    becomes a DiskError.
+    ``check``: Raises an error if the folder at ``out`` must stay. An OSError inside becomes a DiskError.
     """
-    check = check or check_no_folder
     check(out)
     beside = scratch_name(Path(os.path.abspath(out)))  # noqa: PTH100 (without following links)
     with changing(out, ROOM):
@@ -206,7 +204,7 @@ def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[P
         for file in inputs() if status else ():
             same = False
             with suppress(OSError, ValueError):  # one of the two does not exist, or cannot be read
-                same = path.samefile(file)  # by whatever names
+                same = path.samefile(file)  # under any names
             if same:
                 raise UsageError(f"-o {path} is an input of this command ({file}): give another -o")
         beside = scratch_name(path)
@@ -215,13 +213,13 @@ def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[P
 
 
 def check_no_file(out: Path) -> None:
-    """Raise DiskError if there is something at ``out``."""
+    """Raise DiskError if ``out`` exists."""
     if os.path.lexists(out):
         raise DiskError(f"{out} exists already, and is left as it is: give another -o, or remove it")
 
 
 def check_no_folder(out: Path) -> None:
-    """Raise DiskError if there is something at ``out`` other than an empty folder."""
+    """Raise DiskError if ``out`` exists and is no empty folder."""
     with changing(out, ROOM):
         if out.is_symlink() or not out.is_dir():
             check_no_file(out)

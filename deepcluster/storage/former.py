@@ -46,7 +46,7 @@ def given(folder: RunFolder) -> int:
 
 def keep(folder: LockedFolder) -> int:
     """Keep the present state before a change, and return the number of the next one."""
-    now = _kept(folder)
+    now = _save_present(folder)
     numbers = numbers_of(folder)
     last = numbers[-1]
     taken_back = sum(number > now.number for number in numbers)
@@ -58,7 +58,7 @@ def keep(folder: LockedFolder) -> int:
     return last + 1
 
 
-def _kept(folder: LockedFolder) -> Made:
+def _save_present(folder: LockedFolder) -> Made:
     """Keep a copy of the present state, and return the change that made it."""
     now = folder.read_header().made
     if not folder.has(name_of(now.number)):
@@ -67,15 +67,15 @@ def _kept(folder: LockedFolder) -> Made:
 
 
 def _is_present(folder: RunFolder, name: str) -> bool:
-    """Return whether a state is the present one but for the change that made it."""
+    """Return whether a state equals the present one except for the change that made it."""
     with folder.as_disk_errors(name):
-        one, other = (read_clusters(folder.file(place)) for place in (name, CLUSTERS))
-    return one.annotations == other.annotations and replace(one.header, made=other.header.made) == other.header
+        (one, _, said), (other, _, said_now) = (read_clusters(folder.file(place)) for place in (name, CLUSTERS))
+    return said == said_now and replace(one, made=other.made) == other
 
 
 def go_to(folder: LockedFolder, number: int) -> None:
     """Put another state in the place of the present one, which stays in former/."""
-    _kept(folder)
+    _save_present(folder)
     put(folder, folder.file(name_of(number)).read_bytes())
 
 

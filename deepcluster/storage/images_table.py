@@ -31,7 +31,7 @@ class ImagesTable:
 
     @cached_property
     def skipped(self) -> Mapping[str, str]:
-        """The files that cannot be used, and why: a later row about a file counts, and so does a usable image of it."""
+        """Reasons of unusable files by path. The last row of a file counts; a file with a usable image is left out."""
         reasons = {row["path"]: row["reason"] for row in self.rows.with_cell("status", "skipped")}
         usable = {*self.used.column("path")} & {*reasons}
         return {path: why for path, why in reasons.items() if path not in usable}
@@ -52,8 +52,9 @@ def image_rows(
 ) -> Iterable[Row]:
     """Yield the rows of usable images with these true labels, and ``digests`` of their pixels or features."""
     labels = labels or [""] * len(source.paths)
+    folder = os.path.realpath(base)
     for i, (path, label, digest) in enumerate(zip(source.paths, labels, digests, strict=True)):
-        yield _row(path, "ok", "", label, *placed(source.origin(i), path, base), digest, added)
+        yield _row(path, "ok", "", label, *_relative(source.origin(i), path, folder), digest, added)
 
 
 def skipped_rows(skipped: Iterable[tuple[str, str]], added: str = "") -> Iterable[Row]:
@@ -74,12 +75,10 @@ def origin_of(row: Row, base: Path) -> Origin:
     return Origin(place, row["member"])
 
 
-def placed(origin: Origin, path: str, base: Path) -> Origin:
-    """Return the place of an image for its row: without the base, and without a file name that equals ``path``."""
-    if not Path(origin.source).is_absolute():
+def _relative(origin: Origin, path: str, folder: str) -> Origin:
+    """Return the place of an image for its row: without the folder, and without a file name that equals ``path``."""
+    file = Path(origin.source)
+    if not file.is_relative_to(folder):
         return origin
-    folder = os.path.realpath(base)
-    if Path(origin.source).is_relative_to(folder):
-        near = Path(origin.source).relative_to(folder).as_posix()
-        return Origin("" if near == path and not origin.member else near, origin.member)
-    return origin
+    near = file.relative_to(folder).as_posix()
+    return Origin("" if near == path and not origin.member else near, origin.member)

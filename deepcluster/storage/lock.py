@@ -23,7 +23,7 @@ from deepcluster.storage.content import FILES
 from deepcluster.storage.files import changing
 
 FOLDERS = ("model", "checkpoints", "former")
-NUMBERED = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)|former/\d{6}\.safetensors")
+NUMBERED = re.compile(r"checkpoints/\d{6}\.(json|safetensors)|former/\d{6}\.safetensors")
 
 HIDDEN = ".deepcluster"
 LOCK = f"{HIDDEN}/lock"
@@ -72,7 +72,7 @@ def _check_places(run: Path) -> None:
 
 
 def _kind(path: Path) -> int:
-    """Return the kind of the entry ``path`` itself, as S_IFREG; 0 if there is none."""
+    """Return the kind of the entry ``path`` itself, as S_IFREG; 0 if nothing exists."""
     try:
         return stat.S_IFMT(path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

@@ -134,28 +134,22 @@ def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn
     """
     folder = Path(folder)
     if is_run(folder):
-        return load_of_run(open_run(folder), device, backbone)[0]
+        return read_model(partial(model_file, open_run(folder)), device, backbone)[0]
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    return _load(folder.joinpath, device, backbone)[0]
+    return read_model(folder.joinpath, device, backbone)[0]
 
 
-def load_of_run(
-    run: RunFolder,
+def read_model(
+    path_of: Callable[[str], Path],
     device: torch.device | None = None,
     backbone: nn.Module | None = None,
     *,
     takes_images: bool = True,
 ) -> tuple[Model, Header]:
-    """Read the model of a run, as :func:`load` does, and the header of its clusters.
+    """Read a model as :func:`load` does, from the path of each file, and the header of its clusters.
 
     ``takes_images``: False checks its weights, and loads none.
     """
-    return _load(partial(model_file, run), device, backbone, takes_images)
-
-
-def _load(
-    path_of: Callable[[str], Path], device: torch.device | None, backbone: nn.Module | None, takes_images: bool = True
-) -> tuple[Model, Header]:
     reading = partial(
         as_model_errors,
         way_out="restore it from a copy" if backbone is None else "give the module that it was fitted with",
@@ -173,9 +167,9 @@ def _load(
         if len(tensors["reduction.mean"]) != prepare.width(feature_dim):
             raise ValueError(f"reduction.mean is not of {feature_dim} features and the class probabilities")
     with reading(path_of(CLUSTERS)):
-        stored = clusters_file.read_clusters(path_of(CLUSTERS), dims)
-        if stored.header.run != (config.run or ""):
-            raise ValueError(f"of run {stored.header.run}, and {CONFIG} is of run {config.run}: these are two runs")
+        header, cut, annotations = clusters_file.read_clusters(path_of(CLUSTERS), dims)
+        if header.run != (config.run or ""):
+            raise ValueError(f"of run {header.run}, and {CONFIG} is of run {config.run}: these are two runs")
     with reading(path_of(CONFIG)):
         shapes = _shapes(config, body, feature_dim, backbone)
     with reading(path_of(WEIGHTS)):
@@ -207,17 +201,17 @@ def _load(
         image_size=config.image_size,
         store_size=config.store_size,
         batch_size=config.batch_size,
-        identity=identity_of(config, stored.header),
-        cut=stored.cut,
-        **vars(stored.annotations),
+        identity=identity_of(config, header),
+        cut=cut,
+        **vars(annotations),
     )
-    return model, stored.header
+    return model, header
 
 
 def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbone: nn.Module | None) -> Network:
     """Return the network without the memory for its weights, if it is not a module that exists already.
 
-    Raises ValueError or a DeepClusterError if there is no such network, or if building it would take too much memory.
+    Raises ValueError or a DeepClusterError if no such network exists, or building it would take too much memory.
     """
     name = config.architecture.name
     size = config.image_size
@@ -233,8 +227,8 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
         with shapes_only():
             shapes = build(**asdict(config.architecture), feature_dim=feature_dim)
     # The tables that a network keeps beside its weights, such as the masks of windows, grow with the image size.
-    weights = sum(value.numel() * value.element_size() for value in shapes.body.state_dict().values())
-    beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
+    weights = sum(value.nbytes for value in shapes.body.state_dict().values())
+    beside = sum(value.nbytes for value in shapes.buffers())
     if beside > weights + MAX_CONSTANTS:
         raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
     return shapes

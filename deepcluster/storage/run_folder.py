@@ -4,10 +4,10 @@ import csv
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +60,8 @@ class RunFolder:
 
     def read_record(self) -> RunRecord:
         """Return the content of run.json."""
-        table = self.read_json(RUN)
         with self.as_disk_errors(RUN):
-            return RunRecord.from_json(table)
+            return RunRecord.from_json(self.read_json(RUN))
 
     def read_images(self) -> ImagesTable:
         """Read images.csv."""
@@ -92,7 +91,7 @@ class RunFolder:
                     way_out = "go on with `deepcluster fit --resume`"
                     raise DiskError(f"{self.path} has no {name} yet (its status is {status}): {way_out}")
                 raise DiskError(f"{self.path} has no {name}: is it a finished run?")
-            check_file(path, sys.maxsize)
+            check_file(path)
             yield path
 
     @contextmanager
@@ -190,7 +189,7 @@ def staged(folder: LockedFolder) -> Iterator[LockedFolder]:
 
 
 def rows_in(file: Path) -> int:
-    """Return the number of rows of a matrix on disk. Raises an error with the reason if it is none."""
+    """Return the number of rows of a matrix on disk. Raises an error with the reason if the file is no matrix."""
     return len(load_array(file, mmap_mode="r"))
 
 
@@ -209,7 +208,10 @@ def read_table(path: Path, columns: Sequence[str]) -> Table:
         raise ValueError(f"row {short[0]} does not have {len(names)} cells")
     cells = zip(*rows, strict=True) if rows else ([] for _ in names)
     return Table.of_columns(
-        {name: tables.unguarded_column(name, column) for name, column in zip(names, cells, strict=True)}
+        {
+            name: map(partial(tables.unguarded, name), column) if name in tables.GUARDS else column
+            for name, column in zip(names, cells, strict=True)
+        }
     )
 
 
@@ -229,7 +231,7 @@ def locked(path: Path, *, make: bool = False) -> Iterator[LockedFolder]:
 
 
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Raise DiskError if there is something at ``path`` that a run may not write into."""
+    """Raise DiskError if ``path`` exists and a run may not write into it."""
     swap.settle(path)
     if not os.path.lexists(path):
         return
@@ -246,19 +248,15 @@ def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> 
 
 
 def open_run(path: Path) -> RunFolder:
-    """Return the run folder at ``path``. DiskError if there is none, or one of another version.
-
-    Raises DiskError, too, if its files are of two runs, as after a copy of one over the other.
-    """
+    """Return the run folder at ``path``. DiskError if it is no run folder, or one of another version."""
     swap.settle(path)
     if not path.is_dir():
         raise DiskError(f"no such run folder: {path}. Name the folder that `deepcluster fit` printed")
     folder = RunFolder(path)
     if not folder.has(RUN):
         raise DiskError(f"{path} is not a run folder (it has no {RUN}): name one that `deepcluster fit` made")
-    record = folder.read_json(RUN)
     with folder.as_disk_errors(RUN):
-        if text := other_version(record["schema_version"], SCHEMA_VERSIONS):
+        if text := other_version(folder.read_json(RUN)["schema_version"], SCHEMA_VERSIONS):
             raise DiskError(f"{path} {text}")
     return folder
 

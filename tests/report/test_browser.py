@@ -829,7 +829,7 @@ def test_a_saved_table_guards_its_cells_as_the_program_does(browser: Any, tmp_pa
         Cards(page).all_images(0)
         listed = rows(saved(page, "Save as CSV", tmp_path / "selection.csv"))
         assert {line["path"] for line in listed} == {f"./ ={i}.png" for i in range(len(cells))}
-        assert {line["label"] for line in listed} == {guarded({"label": inert(cell)})["label"] for cell in cells}
+        assert {line["label"] for line in listed} == {guarded("label", inert(cell)) for cell in cells}
         script = "cells => Object.values(JSON.parse(document.querySelector('#data').textContent).formulas)"
         script += ".map(pattern => cells.map(cell => new RegExp(pattern, 'u').test(cell)))"
         assert page.evaluate(script, cells) == [[bool(FORMULA[g].match(cell)) for cell in cells] for g in (PATH, TEXT)]

@@ -116,7 +116,7 @@ def test_neither_lines_that_belong_together_nor_cleaning_up_are_broken_off():
 def test_the_removal_of_a_scratch_folder_is_not_broken_off(monkeypatch, tmp_path):
     interrupt(monkeypatch, os, "rmdir")
     with pytest.raises(Stopped), stoppable():
-        with suppress(LookupError), files.new_folder(tmp_path / "out") as beside:
+        with suppress(LookupError), files.new_folder(tmp_path / "out", files.check_no_folder) as beside:
             (beside / "000").mkdir()
             raise LookupError
         check()

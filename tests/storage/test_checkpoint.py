@@ -68,6 +68,14 @@ def test_damaged_ones_do_not_push_out_those_written_after_them(checkpoints):
     assert state_in(checkpoints.latest()).round == 2
 
 
+def test_a_users_files_are_no_checkpoints(checkpoints):
+    for name in ("1.json", "000002-12.json"):
+        (checkpoints.folder / name).write_text("mine")
+    checkpoints.write(a_state(3), {"weight": torch.ones(2)}, {})
+    assert state_in(checkpoints.latest()).round == 3
+    assert sorted(path.stem for path in checkpoints.folder.glob("*.json")) == ["000002", "000002-12", "000003", "1"]
+
+
 def test_an_old_one_that_is_in_use_is_removed_later(checkpoints, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", Mock(side_effect=OSError(16, "Device or resource busy")))

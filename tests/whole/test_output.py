@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deepcluster.storage import files as whole
-from deepcluster.storage.files import new_folder
+from deepcluster.storage.files import check_no_folder, new_folder
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.drawings import pack, save_drawings
 from tests.helpers.runs import bystanders, change_record, contents, small_fit, state_of
@@ -105,7 +105,7 @@ def test_empty_files_and_devices_may_be_outputs(place, ends):
 def test_a_file_has_the_permissions_of_any_other(tmp_path):
     whole.write_whole(tmp_path / "a", lambda file: file.write("x"))
     (tmp_path / "b").touch()
-    with new_folder(tmp_path / "c"):
+    with new_folder(tmp_path / "c", check_no_folder):
         pass
     (tmp_path / "d").mkdir()
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "abcd"]

@@ -216,7 +216,7 @@ def test_what_a_person_says_holds(seed: int, tmp_path: Path) -> None:
         except AssertionError as error:
             raise AssertionError(done) from error
     (tmp_path / "clusters").write_bytes(encoded(person.run.model, person.run.facts, Made()))
-    stored = vars(read_clusters(tmp_path / "clusters").annotations)
+    stored = vars(read_clusters(tmp_path / "clusters")[2])
     assert stored.items() <= vars(person.run.model).items()
 
 

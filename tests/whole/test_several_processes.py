@@ -261,8 +261,8 @@ def result(processes: Processes, folder: Path) -> dict[str, Any]:
         request = run.Request(out, n_clusters=4, recipe=read_request(options), overwrite=True, **named)
         run.fit(pixels(), request, processes=processes)
     processes.any(False)  # wait for the main rank's files
-    stored = read_clusters(out / "model/clusters.safetensors")
-    return {name: (out / name).read_bytes() for name in RESULT} | vars(stored.annotations) | vars(stored.cut)
+    _, cut, annotations = read_clusters(out / "model/clusters.safetensors")
+    return {name: (out / name).read_bytes() for name in RESULT} | vars(annotations) | vars(cut)
 
 
 def table(folder: Path) -> dict[str, tuple[Any, ...]]:
