@@ -13,8 +13,8 @@ MAX_ROWS = 10_000  # of the fit, evenly chosen: more do not move 64 directions
 MIN_ROWS = 100  # of fewer, the quantiles below flag more than 2 % of new images of the same kind
 MAX_DIRECTIONS = 64
 ROWS_PER_DIRECTION = 4
-# The limit is the smaller of two: the median plus TAIL times the distance from it to the 90th percentile, in which few
-# strangers among the images of the fit have no say, and a quantile, for residuals with a short tail. TAIL was chosen by
+# The limit is the smaller of two: the median plus TAIL times the distance from it to the 90th percentile, which a few
+# strangers among the images of the fit do not move; and a quantile, for residuals with a short tail. TAIL was chosen by
 # leaving one set out (benchmarks/judgement.py); new images exceed the quantile twice as often as the fit's images.
 TAIL = 2.4
 QUANTILE = 0.9975

@@ -31,7 +31,7 @@ def spread_rows(rows: Tensor, k: int, random: np.random.RandomState) -> list[int
 
 
 def random_rows(x: Tensor, k: int, random: torch.Generator) -> Tensor:
-    """Draw k rows without replacement, distinct ones as long as there are any."""
+    """Draw k rows without replacement; repeated rows only follow if all distinct ones are drawn."""
     order = torch.randperm(len(x), generator=random)
     count = k
     while True:

@@ -56,10 +56,10 @@ class ClassProbabilities:
 
 @dataclass(frozen=True)
 class Preparation:
-    """The way from features to the rows that are reduced. The default changes nothing."""
+    """Map from features to the rows that PCA reduces. The default changes nothing."""
 
     root: bool = False  #: take the :func:`square_roots` of the features
-    classes: ClassProbabilities | None = None  #: these are features, too, behind the others
+    classes: ClassProbabilities | None = None  #: more features, behind the others
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return N x :meth:`width` rows for N x D features."""
@@ -83,7 +83,7 @@ class Whitening:
 
     mean: Tensor  #: D, or D + K with class probabilities
     projection: Tensor  #: the same number x d
-    prepare: Preparation = Preparation()  #: comes first
+    prepare: Preparation = Preparation()  #: applied first
 
     def __call__(self, x: Tensor, device: torch.device | None = None, *, unit: bool = True) -> Tensor:
         """Map N x D features to N x d rows of length 1, on ``device`` (None: x's own); a row at the mean stays zero.
@@ -279,7 +279,7 @@ class Reduction:
     #: Each component is divided by its standard deviation to this power (1 whitens, 0 only rotates).
     whitening: float = 1.0
     root: bool = False  #: the square roots of the features are reduced, as rows of length 1
-    within_image: float = 0.0  #: the weight in :func:`within_image_scaling`, which comes first; 0: it does not
+    within_image: float = 0.0  #: weight of the :func:`within_image_scaling` before PCA; 0: none
     class_probabilities: float = 0.0  #: scale of the :class:`ClassProbabilities` beside the features; 0: none
     classifier: tuple[Tensor, Tensor] | None = None  #: their weight (K x D) and bias (K)
 

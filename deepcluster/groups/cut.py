@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 KMEANS_STARTS = 10  # of k-means, in every layout
 LAYOUTS = 4  # ten are no better on 18 sets (benchmarks/log); of more than 3,750 rows there are fewer
-FOUND_AGAIN = 0.1  # share of all starts that come to nearly the same clusters,
-MIN_AGREEMENT = 0.8  # by the adjusted Rand index
+MIN_REPEATED = 0.1  # share of all starts with nearly the same clusters
+MIN_AGREEMENT = 0.8  # adjusted Rand index of nearly the same clusters
 LAYOUT_ROWS = 15_000  # of all layouts together: with more rows there are fewer, for time, but one by each curve
-CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
+CENTROIDS = 2500  # at most, and one for ROWS_EACH rows; a new image is compared with all of them
 ROWS_EACH = 10
-ROWS_AT_ONCE = 1024  # that are placed
+ROWS_AT_ONCE = 1024  # rows placed at a time
 SAME = 1e-12  # a square of a distance below this is the rounding of a float64 product: the row is on the centroid
 PINNED_AT_ONCE = 256  # pinned images that become centroids at a time: near images need no centroid of their own
 
@@ -95,17 +95,17 @@ def positions_of(rows: Tensor, most: int, seed: int, layouts: Layouts) -> Tensor
 def _labels(layouts: Tensor, k: int, ties: "csr_array", seed: int) -> Tensor:
     """Return the clusters (int64) of rows by k-means of their layouts.
 
-    All starts of all layouts compete. The largest modularity counts, unless hardly any other start comes to nearly
-    the same clusters: such a lucky start is not found again with another seed.
+    All starts of all layouts compete. The largest modularity wins, unless few other starts give nearly the same
+    clusters: another seed would not repeat such a lucky start.
     """
     starts = product(enumerate(layouts), range(KMEANS_STARTS))
     labelings = [best_of(1, positions, k, derive(seed, "starts", i, start)).labels for (i, positions), start in starts]
     best_first = sorted(labelings, key=lambda labels: -modularity(ties, labels.numpy()))
 
-    def is_found_again(labels: Tensor) -> bool:
-        return sum(ari(labels, other) >= MIN_AGREEMENT for other in labelings) >= FOUND_AGAIN * len(labelings)
+    def is_repeated(labels: Tensor) -> bool:
+        return sum(ari(labels, other) >= MIN_AGREEMENT for other in labelings) >= MIN_REPEATED * len(labelings)
 
-    return next(filter(is_found_again, best_first), best_first[0])
+    return next(filter(is_repeated, best_first), best_first[0])
 
 
 def _inside(rows: Tensor, members: Tensor, seed: int) -> Tensor:
@@ -151,7 +151,7 @@ def placement_of(
 ) -> Placement:
     """Assign N x d reduced features to their nearest centroids. A row has the same bits alone and among others.
 
-    ``before``: Another cut, with the places of the same rows in it, which tell most of the places, bit for bit.
+    ``before``: Another cut and the places of the same rows in it: most places follow from these, bit for bit.
     """
     if before is not None:
         return _placed_again(reduced, cut, *before)

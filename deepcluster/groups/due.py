@@ -27,7 +27,8 @@ class Drift:
     added: int
     fitted_outliers: int = 0
     added_outliers: int = 0
-    # Share of the fit's images with a smaller residual than the median image added; None: none were, or it had too few.
+    # Share of the fit's images with a smaller residual than the median image added; None if no image was added, or if
+    # the fit had too few images for a limit.
     residual_rank: float | None = None
     shift: float = 0.0  # share of all images that changes cluster if the images added are spread as the fit's
     shift_p: float = 1.0  # chance of such a shift, or of a larger one, if they were drawn as the fit's images

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import assigner, best_of
 from deepcluster.groups.graph import Numbers
+from deepcluster.groups.tree import medoids_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -128,11 +129,10 @@ def questions(taught: Taught, count: int, seed: int = 0, unnamed: Sequence[int] 
     fine = best_of(STARTS, part, min(len(part), number), seed)
     labels = assigner(fine.centroids)(taught.rows)
     known = {*labels[[*taught.answers]].tolist()}
-    distances = (taught.rows - fine.centroids[labels]).square().sum(1)
     sizes = torch.bincount(labels)
     largest_first = sizes.argsort(descending=True, stable=True).tolist()
     clusters = [cluster for cluster in largest_first if sizes[cluster] and cluster not in known][: (count + 1) // 2]
-    typical = [int(distances.where(labels == cluster, torch.inf).argmin()) for cluster in clusters]
+    typical = medoids_of(fine.centroids, taught.rows, labels)[clusters].tolist()
     assumed = replace(taught, answers={row: int(taught.labels[row]) for row in typical} | dict(taught.answers))
     believed = of_kinds(beliefs(assumed), taught.kinds)
     return first + typical + uncertain(taught.ties, believed, [*assumed.answers], count - len(typical))

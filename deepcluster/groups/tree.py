@@ -15,7 +15,7 @@ from deepcluster.groups.cut import Cut
 ROWS_AT_ONCE = 1 << 14
 MAX_PIECES = 30  # or twice the clusters, if that is more
 MAX_CLUSTERS_IN_TWO = 50  # up to so many clusters have at least two pieces
-MAX_IN_TREE = 500  # clusters of a cut that a tree is made for: larger trees are unreadable, and take minutes
+MAX_IN_TREE = 500  # clusters: a larger tree is unreadable, and takes minutes
 MAX_PARTS = 12  # more are no longer told apart at a glance
 Numbers = npt.NDArray[np.float64]
 Merge = tuple[int, int]

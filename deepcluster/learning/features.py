@@ -22,8 +22,8 @@ CROP_SHARE = 5 / 7  # of the side of an image: 160 of 224 px
 MIN_SIDE = 8  # px; with fewer the last layers of `compact` have nothing to see
 MAX_PAIRS = 1000
 MAX_CERTAINTY_IMAGES = 200  # the standard error of the mean is .02
-# Every rank gets the features of so few images (82 MB of 2048 each). Of more, each sums its own, so the last digits of
-# the map depend on the number of ranks.
+# Up to so many images, every rank gets all features (82 MB of 2048 each). For more images each rank sums its own rows,
+# so the last digits of the map depend on the number of ranks.
 MAX_GATHERED = 10_000
 
 
@@ -33,7 +33,7 @@ class Features:
 
     rows: Tensor  #: n x D: this rank's
     compute: Compute  #: of the pass; its partition has the owners of the rows
-    #: Features of some images and of their centre crops, 2 x m x D; None if step 3 does not ask.
+    #: Features of some images and of their centre crops, 2 x m x D; None if step 3 needs none.
     pairs: Tensor | None = None
 
 
@@ -143,7 +143,7 @@ def fitted(reduction: Reduction, features: Features) -> Whitening:
     all_reduce = of_all if is_gathered else partition.processes.all_reduce
     rows = partition.all_gather(features.rows) if is_gathered else features.rows
     made = reduction.fit(rows, features.pairs, device_of(reduction, features), all_reduce)
-    # The main rank's: another machine may turn an eigenvector round.
+    # From the main rank, because another machine may flip the sign of an eigenvector.
     tensors = partition.processes.broadcast_tensors(lambda: {"mean": made.mean, "projection": made.projection})
     return replace(made, mean=tensors["mean"], projection=tensors["projection"])
 

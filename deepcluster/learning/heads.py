@@ -2,8 +2,8 @@
 
 :class:`WithInstances` is the package's own addition: as long as the clusters change, every image also counts as its own
 cluster. The first clusters of an untrained network are clusters of colours and little else, and to train on them
-teaches that. So the pseudo-labels weigh as much as they repeat the previous ones, and the rest of the weight goes to
-the finest clustering there is: telling images apart. No label is looked at.
+teaches that. So the weight of the pseudo-labels grows with the share by which they repeat the previous ones. The rest
+of the weight goes to the finest clustering, which tells single images apart. True labels are never used.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ class Loss(Protocol):
         """Return the weight (0 to 1) of this round's pseudo-labels by their change since the previous round."""
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
-        """Return the objective to minimise, and the cross-entropy that ``Round.loss`` is the mean of.
+        """Return the objective to minimise, and the cross-entropy that ``Round.loss`` averages.
 
         Gradients of the objective are averaged over the ranks. So a sum over this rank's views must be divided by
         V * len(outputs.drawn) / world_size.

@@ -8,7 +8,6 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,8 +24,8 @@ from deepcluster.runtime.compute import TRAINING_PHASE, Compute
 from deepcluster.runtime.devices import CPU, has_bf16
 from deepcluster.seeding import generator, lent_global
 
-# On a CPU a step takes at most so many pixels of views at a time, but at least so many images, because backward keeps
-# the outputs of all layers: in EfficientNet-Lite0 some 470 numbers a pixel.
+# On a CPU a part of a step has at most so many pixels of views, but at least so many images. Backward keeps the outputs
+# of all layers of a part: in EfficientNet-Lite0 some 470 numbers a pixel.
 PART = 1 << 18
 FEWEST = 8
 STATISTICS_IMAGES = 10_000
@@ -320,10 +319,9 @@ def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
 
     (To assign all at once leaves open which of them stays: with two threads it differed from run to run.)
     """
-    last = np.unique(rows.flip(0).numpy(), return_index=True)[1]
-    positions = torch.from_numpy(len(rows) - 1 - last)
-    positions = positions[(rows[positions] >= 0) & (rows[positions] < len(memory))]
-    memory[to_device(rows[positions], memory.device)] = embeddings[to_device(positions, embeddings.device)].to(memory)
+    last = {row: position for position, row in enumerate(rows.tolist()) if 0 <= row < len(memory)}
+    numbers, positions = (torch.tensor([*of], dtype=torch.int64) for of in (last.keys(), last.values()))
+    memory[to_device(numbers, memory.device)] = embeddings[to_device(positions, embeddings.device)].to(memory)
 
 
 # Measured on 2 AMD cores with native bfloat16: the compact network takes .53 of float32's time in bfloat16,
@@ -342,8 +340,8 @@ def network_precision(network: Network, device: torch.device, name: str = "auto"
 def measure_statistics(network: Network, images: Tensor, compute: Compute, seed: int) -> None:
     """Measure the statistics of batch normalisation anew, for weights that were not trained with them. A collective.
 
-    ``images``: This rank's; the main rank's decide. Without it the mean of two rounds on CIFAR-10 has .576 right
-    neighbours instead of .595.
+    ``images``: This rank's; the result is the main rank's. With old statistics, averaged weights of two rounds on
+    CIFAR-10 have .576 right neighbours instead of .595.
     """
     order = torch.randperm(len(images), generator=generator(seed, "statistics"))[:STATISTICS_IMAGES]
     # A layer may see one value per channel of a single image, which has no variance.

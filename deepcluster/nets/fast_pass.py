@@ -11,15 +11,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepcluster.nets.network import Network
-from deepcluster.nets.small import BatchNormAct2d, Block, Lite0
+from deepcluster.nets.small import BatchNormAct2d, Block, Conv2dSame, Lite0, same_padding
 from deepcluster.runtime.threads import in_threads
 
-# Numbers in the largest output of a layer for all images that go through it at a time, so that they stay in the cache
-# of the processor and in memory that is there already. In the first layers one image of 224 px has 1.2 million; in the
-# later ones more images at a time make better use of the weights.
+# Numbers in the largest output of a layer, for the images of one call: it stays in the processor's cache, and malloc
+# reuses its memory. In the first layers one image of 224 px has 1.2 million; in the later ones, more images at a time
+# make better use of the weights.
 IN_CACHE = 2_000_000
 LATE = 0.25  # later layers: those behind the last output that is larger than this share of the largest
 MAX_AT_A_TIME = 64
@@ -28,7 +28,7 @@ MAX_AT_A_TIME = 64
 def features_pass(network: Network, batch_size: int, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
     """Return the features of any number of images in evaluation mode, by the network as it is now.
 
-    ``batch_size``: Number of images in a plain pass. A faster one has a smaller number, so one image costs less.
+    ``batch_size``: Number of images at a time in a plain pass; the faster one chooses its own, smaller number.
     """
     suited = isinstance(network.body, Lite0) and network.mean.device.type == "cpu" and dtype == torch.float32
     has_kernel = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
@@ -38,14 +38,14 @@ def features_pass(network: Network, batch_size: int, dtype: torch.dtype = torch.
 def in_batches(function: Callable[[Tensor], Tensor], count: int, rows: Tensor) -> Tensor:
     """Return ``function`` of all rows, ``count`` at a time, the last batch filled up with zeros.
 
-    A kernel may round differently for another shape, and an image must have the same features whatever comes with it.
+    A kernel may round differently for another shape, and an image must have the same features in any batch.
     """
     parts = []
     for batch in rows.split(count):
         size = len(batch)
         if size < count:
             batch = functional.pad(batch, (*[0, 0] * (batch.dim() - 1), 0, count - size))
-            if batch.dim() == 4:  # of one image the strides may not tell that it is channels last
+            if batch.dim() == 4:  # the strides of a single image may not show it
                 batch = batch.contiguous(memory_format=torch.channels_last)
         parts.append(function(batch)[:size])
     return torch.cat(parts)
@@ -70,7 +70,7 @@ class FastLite0:
             hidden: Tensor = late(torch.cat([early(self._normalised(part)) for part in piece.split(early_count)]))
             return hidden
 
-        # Also of few pieces: torch's threads would change the last bits, and an image must have the same ones alone.
+        # Few pieces, too: torch's own threads would change the last bits, and an image must have the same bits alone.
         return torch.cat(in_threads(partial(in_batches, features, count), images.split(count)))
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -102,7 +102,8 @@ def folded(body: nn.Module) -> Iterator[nn.Module]:
 
 
 def _flat(module: nn.Module) -> Iterator[nn.Module]:
-    children = [] if isinstance(module, Block) and module.residual else [*module.children()]
+    is_layer = isinstance(module, Fused) or (isinstance(module, Block) and module.residual)
+    children = [] if is_layer else [*module.children()]
     for child in children:
         yield from _flat(child)
     if not children:
@@ -114,19 +115,8 @@ class Fused(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, norm: BatchNormAct2d):
         super().__init__()
-        assert norm.running_mean is not None and norm.running_var is not None
-        weight, bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        self.weight = weight.detach()
-        self.bias = bias.detach()
-        self.kernel = list(conv.kernel_size)
-        self.stride = list(conv.stride)
-        self.dilation = list(conv.dilation)
-        self.padding = [int(side) for side in conv.padding]
-        self.groups = conv.groups
-        self.same = type(conv) is not nn.Conv2d
-        self.activation, self.numbers = ("hardtanh", [0.0, 6.0]) if isinstance(norm.act, nn.ReLU6) else ("none", [])
+        self.conv = fuse_conv_bn_eval(conv, norm)
+        self.activation = ("hardtanh", [0.0, 6.0], "") if isinstance(norm.act, nn.ReLU6) else ("none", [], "")
         self.packed: dict[tuple[int, ...], tuple[Tensor, list[int]]] = {}
         self.outputs = 0  # numbers of the last pass
 
@@ -135,32 +125,26 @@ class Fused(nn.Module):
         if shape not in self.packed:
             self.packed[shape] = self._packed_for(shape)
         weight, padding = self.packed[shape]
+        conv = self.conv
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            images, weight, self.bias, padding, self.stride, self.dilation, self.groups, self.activation, self.numbers,
-            "",
-        )  # fmt: skip
+            images, weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups, *self.activation
+        )
         self.outputs = output.numel()
         return output
 
     def _packed_for(self, shape: tuple[int, ...]) -> tuple[Tensor, list[int]]:
         """Return the weight in oneDNN's order, and the padding of both ends of a side."""
-        weight = self.weight
-        padding = self.padding
-        if self.same:
-            (height, top), (width, left) = (self._same(shape[2 + axis], axis) for axis in (0, 1))
+        conv = self.conv
+        weight: Tensor = conv.weight
+        padding = [int(side) for side in conv.padding]
+        if isinstance(conv, Conv2dSame):
+            # TensorFlow's padding may have one pixel more at the end than at the start. A kernel that is larger by a
+            # zero makes both equal; to copy the input into a padded one takes longer.
+            totals = [same_padding(side, conv) for side in shape[2:]]
+            height, width = (total % 2 for total in totals)
             weight = functional.pad(weight, (width, 0, height, 0))
-            padding = [top, left]
+            padding = [(total + 1) // 2 for total in totals]
         weight = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, padding, self.stride, self.dilation, self.groups, list(shape)
+            weight, padding, conv.stride, conv.dilation, conv.groups, list(shape)
         )
         return weight, padding
-
-    def _same(self, size: int, axis: int) -> tuple[int, int]:
-        """Return the zeros to put before the kernel along a side, and the padding of both of its ends.
-
-        TensorFlow's padding may have one pixel more at the end than at the start. A kernel that is larger by a zero
-        makes both equal; to copy the input into a padded one takes longer.
-        """
-        outputs = -(-size // self.stride[axis])
-        total = max(0, (outputs - 1) * self.stride[axis] + self.kernel[axis] - size)
-        return total % 2, (total + 1) // 2

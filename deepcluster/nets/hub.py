@@ -66,7 +66,7 @@ def fetch(name: str, progress: Progress = lambda *_: None) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url  # noqa: TID251 (fetch)
 
     try:
-        # Asked once before: without a connection the download alone tries for half a minute.
+        # The digest comes first: without a connection, a download retries for half a minute.
         digest = get_hf_file_metadata(hf_hub_url(repository, FILE)).etag or ""
         problem = "have no SHA-256 at the Hub, or at its mirror (HF_ENDPOINT), so they cannot be checked"
         if _SHA256.fullmatch(digest):  # it becomes the name of a file
@@ -81,7 +81,7 @@ def fetch(name: str, progress: Progress = lambda *_: None) -> Path:
 
 
 def _cli_name(name: str) -> str:
-    """Return the command line's name of a network: one of ``PUBLISHED`` if it is there (timm's tag may be left out)."""
+    """Return the command line's name of a network: its name in ``PUBLISHED`` (also without timm's tag), or timm's."""
     repository = _repository(name)
     names = (entry.name for entry in PUBLISHED.values() if repository == f"timm/{entry.network}")
     return next(names, TIMM + backbone_of(name).removeprefix(TIMM))

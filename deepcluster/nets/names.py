@@ -8,9 +8,9 @@ from typing import Any
 
 TIMM = "timm:"
 PAPER_NETWORKS = ("alexnet", "vgg16")
-NETWORKS = ("compact", *PAPER_NETWORKS)  # those made here and not by timm; a recipe and a model may have these alone
-NO_NETWORK = "features"  # the name of no network at all: the features came from elsewhere
-MODULE = "module"  # in place of a name: a network that the user gives, with the weights that it has
+NETWORKS = ("compact", *PAPER_NETWORKS)  # of our own code: the only names without a prefix in recipes and models
+NO_NETWORK = "features"  # instead of a name: there is no network, and the features came from elsewhere
+MODULE = "module"  # instead of a name: the user's own network, with its weights
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def backbone_of(name: str) -> str:
 
 def takes_one_size(name: str) -> bool:
     """Tell if a network is built for one image size, as most transformers and the paper's networks are."""
-    if not name.startswith(TIMM) or name == PUBLISHED[EMBEDDED].backbone:  # that one is built without timm
+    if not name.startswith(TIMM) or name == PUBLISHED[EMBEDDED].backbone:  # EMBEDDED is built without timm
         return name in PAPER_NETWORKS
     config = timm_config(name.removeprefix(TIMM))
     return config is not None and config.fixed_input_size

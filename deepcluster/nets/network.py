@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import hub, paper, small
-from deepcluster.nets.names import MODULE, NO_NETWORK, PAPER_NETWORKS
+from deepcluster.nets.names import MODULE, NO_NETWORK, PAPER_NETWORKS, TIMM
 from deepcluster.nets.paper import reset_linear
 from deepcluster.nets.timm import checked_size, in_layout_of, timm_body, unknown_backbone
 from deepcluster.nets.weights import HEADS, classifier_of, load_body, read_weights
@@ -133,7 +133,8 @@ class Network(nn.Module):
         Training clusters its outputs (DeepCluster-v2, after SimCLR).
         """
         if widths:
-            first, last = nn.Linear(self.feature_dim, widths[0]), nn.Linear(*widths)
+            with lent_global(seed, "projection"):
+                first, last = nn.Linear(self.feature_dim, widths[0]), nn.Linear(*widths)
             random = generator(seed, "projection")
             for layer in (first, last):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear", generator=random)
@@ -183,12 +184,14 @@ def build(
     if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
     if weights == "timm":
-        if not name.startswith("timm:"):
+        if not name.startswith(TIMM):
             raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
         weights = str(hub.fetch(name))
     # Before the network is built, which may take seconds.
     state = None if weights is None else read_weights(weights)
-    body, options, layout = _new_body(name, image_size, sobel, seed)
+    # Lent, because layers draw initial values of their own before the generator's replace them.
+    with lent_global(seed, "network"):
+        body, options, layout = _new_body(name, image_size, sobel, generator(seed, "network"))
     if state is not None:
         load_body(body, state, path=str(weights), name=name, **layout)
     widths = dict.fromkeys(PAPER_NETWORKS, paper.FEATURE_DIM) | dict.fromkeys(small.LITE0_NAMES, small.LITE0_DIM)
@@ -202,26 +205,25 @@ def build(
     return network.with_projection(projection, seed)
 
 
-def _new_body(name: str, image_size: int, sobel: bool, seed: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+def _new_body(
+    name: str, image_size: int, sobel: bool, random: torch.Generator
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """Return a body, the options of its ``Network``, and the options of ``load_body`` for its weights."""
     if name == "compact":
-        # Lent, because its layers draw initial values of their own before the generator's replace them.
-        with lent_global(seed, "network"):
-            return small.Compact(image_size, generator(seed, "network")), {}, {"heads": HEADS}
+        return small.Compact(image_size, random), {}, {"heads": HEADS}
     if name in PAPER_NETWORKS:
         if image_size != paper.IMAGE_SIZE:
             raise paper.wrong_size(name, image_size)
         make = {"alexnet": paper.alexnet, "vgg16": paper.vgg16}[name]
         # The features end before the last ReLU, and the head starts after it.
-        return make(sobel=sobel, generator=generator(seed, "network")), {"activation": nn.ReLU()}, {"heads": HEADS}
-    if not name.startswith("timm:"):
+        return make(sobel=sobel, generator=random), {"activation": nn.ReLU()}, {"heads": HEADS}
+    if not name.startswith(TIMM):
         raise unknown_backbone(name)
     if name in small.LITE0_NAMES:
-        with lent_global(seed, "network"):
-            body: nn.Module = small.Lite0(generator(seed, "network"))
+        body: nn.Module = small.Lite0(random)
         config: dict[str, Any] = small.LITE0_CONFIG
     else:
-        body, config = timm_body(name, image_size, seed)
+        body, config = timm_body(name, image_size)
     # The last layers (head.fc, or head.l and head_dist.l, or none) by their top-level modules, because a normalisation
     # in one (head.bn) is dropped too; also the last layers of EfficientNet-Lite0's own code and of DeepCluster-v2.
     last = config["classifier"] or ()

@@ -72,8 +72,8 @@ def sobel_filter() -> nn.Sequential:
 
     It follows the normalisation. Outside the image is zero, so the border responds like an edge.
     """
-    grey = _empty_conv(3, 1, 1)
-    gradient = _empty_conv(1, 2, 3, padding=1)
+    grey = nn.Conv2d(3, 1, 1)
+    gradient = nn.Conv2d(1, 2, 3, padding=1)
     across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
     # Zero biases, as in the published filter.
     grey.load_state_dict({"weight": torch.full((1, 3, 1, 1), 1 / 3), "bias": torch.zeros(1)})
@@ -93,22 +93,16 @@ def _conv_bn_relu(
     inputs: int, outputs: int, kernel: int, generator: torch.Generator, *, stride: int = 1, padding: int
 ) -> list[nn.Module]:
     """Return new layers: weights from N(0, sqrt(2 / (kernel^2 outputs))) (He et al. 2015), bias 0, scale 1, shift 0."""
-    conv = _empty_conv(inputs, outputs, kernel, stride=stride, padding=padding)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu", generator=generator)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
-def _empty_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
-    # torch's own initialisation would draw from the global generator, for nothing.
-    device = torch.get_default_device()
-    conv: nn.Conv2d = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, device=device)
-    return conv
-
-
 def reset_linear(features: int, clusters: int, generator: torch.Generator) -> nn.Linear:
     """Return a linear layer with weights from N(0, 0.01) and bias 0 (paper section 3; DeepCluster code, main.py)."""
+    # torch's own initialisation would draw from the global generator, and takes time for 4096 x 9216 weights.
     head: nn.Linear = skip_init(nn.Linear, features, clusters, device=torch.get_default_device())
     with torch.no_grad():
         head.weight.normal_(0.0, 0.01, generator=generator)

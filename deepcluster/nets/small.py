@@ -64,11 +64,15 @@ class Conv2dSame(nn.Conv2d):
     """A convolution with TensorFlow's padding: if both ends cannot have the same, the last one has a pixel more."""
 
     def forward(self, input: Tensor) -> Tensor:
-        ends: list[int] = []
-        for side in (input.shape[3], input.shape[2]):
-            total = max(0, (math.ceil(side / self.stride[0]) - 1) * self.stride[0] + self.kernel_size[0] - side)
-            ends += [total // 2, total - total // 2]
+        totals = [same_padding(side, self) for side in (input.shape[3], input.shape[2])]
+        ends = [end for total in totals for end in (total // 2, total - total // 2)]
         return F.conv2d(F.pad(input, ends), self.weight, None, self.stride, 0, 1, self.groups)
+
+
+def same_padding(side: int, conv: nn.Conv2d) -> int:
+    """Return the number of zeros that TensorFlow puts at both ends of a side together."""
+    stride = conv.stride[0]
+    return max(0, (math.ceil(side / stride) - 1) * stride + conv.kernel_size[0] - side)
 
 
 class BatchNormAct2d(nn.BatchNorm2d):

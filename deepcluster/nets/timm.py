@@ -19,20 +19,19 @@ from torch.nn import functional as F
 from deepcluster.errors import UsageError, first_line
 from deepcluster.nets.names import NETWORKS, PUBLISHED, TIMM, timm_config
 from deepcluster.nets.weights import shapes_only
-from deepcluster.seeding import lent_global
 
-LAYER_ERRORS = (RuntimeError, ValueError, AssertionError)  # of layers that get too few pixels, or too many
+LAYER_ERRORS = (RuntimeError, ValueError, AssertionError)  # of layers, for too few or too many pixels
 ROWS_AT_ONCE = 1024  # rows of 22,000 probabilities take 90 MB
 
 
-def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def timm_body(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
     """Return the timm network ``name`` (with its prefix) without its last layer, and timm's configuration of it.
 
     UsageError if timm has no such network, or not for this image size.
     """
     import timm
 
-    timm_name = name.removeprefix("timm:")
+    timm_name = name.removeprefix(TIMM)
     # is_model ignores the tag; timm names such as hf-hub:USER/NAME, which download, are not models.
     if not timm.is_model(timm_name):
         raise unknown_backbone(name)
@@ -45,7 +44,7 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
     # timm takes the class token of ViT, DINO, DINOv2 and MAE, attention pooling of SigLIP, and averages if the authors
     # do, without class token and registers. Of DINOv3 it averages too, but its authors take the class token.
     options |= {"global_pool": "token"} if timm_name.startswith("vit_") and "dinov3" in timm_name else {}
-    with lent_global(seed, "network"), checked_size(name, image_size, errors=Exception):
+    with checked_size(name, image_size, errors=Exception):
         model = timm.create_model(timm_name, num_classes=0, **options)  # noqa: TID251
     return model, cast(dict[str, Any], model.default_cfg)
 
@@ -122,7 +121,7 @@ def _words(synsets: str) -> list[str]:
 
 @contextmanager
 def checked_size(name: str, size: int, advice: str = "", errors: Any = LAYER_ERRORS) -> Iterator[None]:
-    """Raise UsageError if the network ``name`` fails inside, and not for lack of memory: the ``size`` does not fit."""
+    """Turn an error of the network ``name`` into a UsageError about the ``size``, unless memory is short."""
     try:
         yield
     except errors as error:
@@ -138,8 +137,8 @@ def checked_size(name: str, size: int, advice: str = "", errors: Any = LAYER_ERR
 def unknown_backbone(name: str) -> UsageError:
     import timm
 
-    names = [*NETWORKS, *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
-    near = [f"timm:{name}"] if timm.is_model(name) else get_close_matches(name.lower(), names)
+    names = [*NETWORKS, *(TIMM + model for model in timm.list_models() + timm.list_pretrained())]
+    near = [TIMM + name] if timm.is_model(name) else get_close_matches(name.lower(), names)
     hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names that timm knows"
     return UsageError(f"there is no backbone {name}: it is {', '.join(NETWORKS)} or timm:NAME; {hint}")
 

@@ -51,7 +51,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """Return why a file is refused, but not in torch's words if they advise to execute its content."""
-    # By name, as this package imports pickle nowhere.
+    # Compared by name, because this package never imports pickle.
     if type(error).__name__ == "UnpicklingError" or "weights_only" in str(error):
         return "it holds no tensors, or more than tensors; nothing in it was executed"
     return first_line(error)
@@ -91,12 +91,10 @@ def load_body(
     expected = body.state_dict()
     plain = _unprefixed(state, expected)
     tensors = _without(plain, heads, unless=expected)
-    if convert is not None and any(_misfits(tensors, expected)):
+    if convert is not None and _misfits(tensors, expected):
         tensors = _without(_unprefixed(convert(plain), expected), heads, unless=expected)
-    missing, unexpected, misshapen = _misfits(tensors, expected)
-    if missing or unexpected or misshapen:
-        problems = (("missing", missing), ("unexpected", unexpected), ("of another shape or type", misshapen))
-        counts = "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems if keys)
+    if problems := _misfits(tensors, expected):
+        counts = "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items())
         raise ModelError(
             f"{path}: these weights do not fit the network {name} with its {len(expected)} tensors: {counts}. "
             f"Is it the right --backbone, with the --image-size and Sobel setting that the weights were made with?"
@@ -121,8 +119,8 @@ def classifier_of(state: Mapping[str, Tensor], heads: Sequence[str], width: int)
     return None
 
 
-def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Return the names that are missing, left over, and of another shape or type (with both)."""
+def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the names of the tensors that do not fit, by the kind of their problem; with both shapes and types."""
     missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in tensors if key not in expected]
     pairs = [(key, tensors[key], right) for key, right in expected.items() if key in tensors]
@@ -131,7 +129,8 @@ def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> t
         for key, tensor, right in pairs
         if tensor.shape != right.shape or (right.dtype in FLOATS and tensor.dtype not in FLOATS)
     ]
-    return missing, unexpected, misshapen
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": misshapen}
+    return {kind: keys for kind, keys in problems.items() if keys}
 
 
 def _unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,11 +24,10 @@ PUBLISHED_SIZE = 224  # px, of the images that published networks are made for
 WHITENING = 0.25  # chosen by leaving one set out (benchmarks/log)
 # Networks whose features are means of the output of a ReLU. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
-# Certainty if the network does not know the kinds of a collection, and if it does; then the scale of the class
-# probabilities, and the least weight of the differences within images (benchmarks/log, Class probabilities).
-CERTAINTIES = (0.3, 0.5)
-CLASSES_SCALE = 0.7
-MIN_WITHIN_IMAGE = 0.1
+# Chosen in benchmarks/log, Class probabilities.
+CERTAINTIES = (0.3, 0.5)  # of a network that does not know the kinds of a collection, and of one that does
+CLASSES_SCALE = 0.7  # of the class probabilities, if the network knows the kinds
+MIN_WITHIN_IMAGE = 0.1  # weight of the differences within images
 
 OptionValue = bool | int | float | str
 OptionValues = Mapping[str, Any]  # options from the user or a recipe file
@@ -42,7 +41,7 @@ class ImageFacts:
     count: int  # of the images
     short_side: int  # median of their shorter sides, px
     grey: bool  # they have no colours
-    n_clusters: int | None  # requested; None: to be chosen
+    n_clusters: int | None  # requested; None: the program chooses
     published: str = ""  # the network that a run may start from, by its name in ``PUBLISHED``; empty: none
     certainty: float | None = None  # mean over the images of the network's largest class probability; None: not known
 
@@ -86,7 +85,7 @@ class Plan:
         return f"{published.title}, trained on photographs{larger}"
 
     def in_short(self, n_clusters: int | None) -> str:
-        """Return the training and the number of clusters in words; ``n_clusters`` as in :class:`Facts`."""
+        """Return the training and the number of clusters in words; ``n_clusters`` as in :class:`ImageFacts`."""
         recipe = self.recipe
         work = "adapted" if recipe.weights else "trained"
         most = "1 round" if recipe.rounds == 1 else f"at most {recipe.rounds} rounds"

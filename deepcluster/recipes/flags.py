@@ -37,7 +37,7 @@ def read_n_clusters(_: object, tokens: Sequence[Token]) -> int | None:
 
 
 def read_form(forms: Any, tokens: Sequence[Token]) -> Any:
-    """Return the form of an export, and refuse one that a run has already."""
+    """Return the form of an export; refuse csv, because every run has its table."""
     if tokens[0].value == "csv":
         raise ValueError("the table is clusters.csv in the run folder: copy it, or choose parquet")
     return convert(forms, tokens)
@@ -91,8 +91,8 @@ ImagesArgument = Annotated[
         " input, sklearn:digits or torchvision:NAME.",
     ),
 ]
-# An argument of its own: one that may begin with a hyphen, and be repeated, would take misspelt options. It is a tuple,
-# because those of *args may stand behind options.
+# Apart from the first one: an argument that may begin with a hyphen and repeat would swallow misspelt options. *args
+# make a tuple, and may follow options.
 MoreImages = Annotated[tuple[PathText, ...], Parameter(show=False)]
 NumberOfClusters = Annotated[
     int | None,

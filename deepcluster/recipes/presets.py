@@ -13,7 +13,6 @@ from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.nets.names import MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, takes_one_size
 from deepcluster.recipes.auto import (
     WHITENING,
-    Choices,
     ImageFacts,
     OptionValue,
     OptionValues,
@@ -43,10 +42,8 @@ class RecipeRequest:
 
     def without(self, name: str) -> "RecipeRequest":
         """Return the request without an option."""
-        file_options, options = ({**values} for values in (self.file_options, self.options))
-        file_options.pop(name, None)
-        options.pop(name, None)
-        return RecipeRequest(self.base, file_options, options)
+        given = self.file_options, self.options
+        return RecipeRequest(self.base, *({key: values[key] for key in values if key != name} for values in given))
 
 
 def check_clusters(n_clusters: int | None, count: int) -> None:
@@ -136,19 +133,14 @@ def _for_fixed_size(plan: Plan, options: OptionValues) -> Plan:
         return plan
     size = recipe.image_size
     why = f"{recipe.backbone} takes images of one size"
-    changes: Choices = {}
-    if (recipe.view_size or size) != size:
-        changes["view_size"] = (size, why)
-    if recipe.small_views:
-        changes["small_views"] = (0, why)
-    if recipe.within_image:
-        changes["within_image"] = (0.0, why)
-        if "whitening" not in options:
-            changes["whitening"] = (WHITENING, why)
-    for name in changes:
+    suited = {"view_size": recipe.view_size and size, "small_views": 0, "within_image": 0.0}
+    changed = {name: value for name, value in suited.items() if getattr(recipe, name) != value}
+    for name in changed:
         if name in options:
             raise UsageError(f"{name}={options[name]}: {why}, {size} px: leave it out")
-    return plan.changed(changes)
+    if "within_image" in changed and "whitening" not in options:
+        changed["whitening"] = WHITENING
+    return plan.changed(because(why, **changed))
 
 
 # ---- as published ---------------------------------------------------------------------------------------------------
