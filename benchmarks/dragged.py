@@ -7,17 +7,17 @@ of the export by the kind of most of its images, and drags 40 images that lie wr
 of their kind; another run is taught the same names and images as a table. results/dragged.json gets a row for each.
 """
 
-import argparse
 import random
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import save
+from common import parser_of, save
 
 from deepcluster.export import folders
 from deepcluster.export.read_back import teach_folder
@@ -73,15 +73,14 @@ def measured(fitted: Path, folder: Path, seed: int) -> list[dict[str, Any]]:
     for way, run in (("folder", by_folder), ("table", by_table)):
         after = right(run)
         followed = sum(after[path] - before[path] for path in after if path not in moved)
-        share, was = (sum(each.values()) / len(each) for each in (after, before))
-        rows.append({"seed": seed, "way": way, "before": was, "right": share, "followed": followed})
+        shares = {"before": mean(before.values()), "right": mean(after.values())}
+        rows.append({"seed": seed, "way": way, **shares, "followed": followed})
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=(0, 1, 2))
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
     files = sorted(file.resolve() for folder in args.folders for file in folder.rglob("*.jpg"))
     with TemporaryDirectory() as at:

@@ -7,7 +7,6 @@ the processor seconds of the server for each request of the page, and the images
 reaches.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from common import save
+from common import parser_of, save
 
 from deepcluster.commands.cli import run_command
 from deepcluster.export import folders
@@ -50,8 +49,7 @@ def measured(run: Path) -> dict[str, Any]:
             print(name, seconds[name], flush=True)
             return answer
 
-        outcome, _ = server.result(open_run(run))
-        clusters = outcome.run.clusters
+        clusters = server.result(open_run(run)).run.clusters
         largest = int(clusters.bincount().argmax())
         listed = ask("list of the largest cluster", "list", clusters=[largest], order="doubt")["rows"]
         seconds["images of it that no list reaches"] = int((clusters == largest).sum()) - len(listed)
@@ -67,7 +65,7 @@ def measured(run: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=60_000)
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
