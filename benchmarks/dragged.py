@@ -9,15 +9,13 @@ of their kind; another run is taught the same names and images as a table. resul
 
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import parser_of, save
+from common import fit, parser_of, save
 
 from deepcluster.export import folders
 from deepcluster.export.read_back import teach_folder
@@ -88,7 +86,7 @@ def main() -> None:
         photos.mkdir()
         for i, file in enumerate(random.Random(0).sample(files, PHOTOGRAPHS)):
             shutil.copy(file, photos / f"{i:03}__{file.parent.name}{file.suffix}")
-        subprocess.run([sys.executable, "-m", "deepcluster", "fit", photos, "-o", fitted, "--quiet"], check=True)
+        fit(photos, ["--quiet"], fitted)
         rows = [row for seed in args.seeds for row in measured(fitted, Path(at) / str(seed), seed)]
     for row in rows:
         print(row)

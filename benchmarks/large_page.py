@@ -14,9 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from common import parser_of, save
+from common import fit, parser_of, save
 
-from deepcluster.commands.cli import run_command
 from deepcluster.export import folders
 from deepcluster.export.read_back import by_folder
 from deepcluster.runs.serve import _Server, version_of
@@ -69,11 +68,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60_000)
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
-        run = Path(folder, "run")
-        np.save(Path(folder, "features.npy"), features(options.images))
-        fit = ["fit", str(Path(folder, "features.npy")), "--features", "-k", str(KINDS), "-o", str(run), "-q"]
-        if run_command(fit):
-            raise SystemExit("the fit failed")
+        rows, run = Path(folder, "features.npy"), Path(folder, "run")
+        np.save(rows, features(options.images))
+        fit(rows, ["--features", "-k", str(KINDS), "-q"], run)
         save("large_page", {"images": options.images, "seconds": measured(run)})
 
 
