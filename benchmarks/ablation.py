@@ -10,17 +10,13 @@ that begin with ``tail`` have classes of unequal size: 2,000 images of the first
 Measured after the last pass, by the labels: accuracy on 2,000 images of TEST, of a linear classifier (logistic
 regression on standardised features, classes weighted equally; `change`: less that of the setting it departs from) and
 of the vote of 20 neighbours; ACC and NMI of k-means with k = 10; neighbours and k-means by features of whitening 0.5
-and length 1. Without labels, of the last clustering trained on: NMI to the one before, share of the largest cluster,
-effective number of clusters (exp of the entropy of their sizes). The draws of all epochs give the spread of the draws
-of a cluster as a share of their mean (CV: 0 is balanced), the share of the images that an epoch draws, and the share
-of draws of the largest class.
+and length 1. Without labels, of the last clustering trained on: NMI to the one before, share of the largest cluster.
+`seen` is the share of the images that an epoch draws, on average.
 
 results/ablation.json grows by every run, and a run in it is not repeated. The algorithm is called, not the command,
 because draws are counted and the command has no Sobel filter for this network.
 """
 
-import argparse
-import math
 import sys
 from pathlib import Path
 from runpy import run_path
@@ -28,7 +24,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import labelled, runs_of, save, vote_accuracy
+from common import labelled, parser_of, runs_of, save, vote_accuracy
 from torch import Tensor, nn
 
 from deepcluster.algorithm import alternate
@@ -84,11 +80,11 @@ def run(images: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, seed: int,
     images, labels = images[rows], labels[rows]
     network = network_of(seed, sobel=how.pop("sobel", True))
     sample = SAMPLERS[how.pop("sampling", "uniform")]
-    epochs: list[dict[str, float]] = []
+    drawn_shares: list[float] = []
 
     def counted(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:
         drawn = sample(numbers, count, random)
-        epochs.append(of_draws(numbers, drawn, labels))
+        drawn_shares.append(len(drawn.unique()) / len(numbers))
         return drawn
 
     last: Round | None = None
@@ -100,7 +96,8 @@ def run(images: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, seed: int,
         pass
     measures = scores(network, images, labels, tests, truth, seed)
     if last is not None:
-        measures |= of_clusters(last) | {name: mean(epoch[name] for epoch in epochs) for name in epochs[0]}
+        measures |= {"largest_share": last.clustering.largest_share, "nmi_previous": last.nmi_previous}
+        measures["seen"] = mean(drawn_shares)
     return measures
 
 
@@ -152,26 +149,6 @@ def scores(
     }
 
 
-def of_clusters(last: Round) -> dict[str, float]:
-    """Return the measures of the clustering that was trained on last."""
-    shares = last.clustering.sizes[last.clustering.sizes > 0].double() / len(last.clustering.labels)
-    return {
-        "largest_share": last.clustering.largest_share,
-        "effective": math.exp(float(-(shares * shares.log()).sum())),
-        "nmi_previous": last.nmi_previous,
-    }
-
-
-def of_draws(numbers: Tensor, drawn: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return how evenly one epoch draws the clusters and the largest class."""
-    counts = torch.bincount(numbers[drawn], minlength=int(numbers.max()) + 1)[torch.bincount(numbers) > 0].double()
-    return {
-        "draws_cv": float(counts.std(correction=0) / counts.mean()),
-        "seen": len(drawn.unique()) / len(numbers),
-        "largest_class": float((labels[drawn] == labels.mode().values).float().mean()),
-    }
-
-
 # ---- the comparison -------------------------------------------------------------------------------------------------
 
 
@@ -182,11 +159,10 @@ def changed_from(setting: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=(0, 1, 2))
     parser.add_argument("train")
     parser.add_argument("test")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     for setting, seed in ((setting, seed) for setting in options.settings for seed in options.seeds):
         done = {(row["setting"], row["seed"]): row for row in runs_of("ablation")}
@@ -194,11 +170,11 @@ def main() -> None:
             continue
         images, labels, _ = labelled(options.train, SIZE)
         tests, truth, _ = labelled(options.test, SIZE)
-        some = torch.arange(0, len(tests), len(tests) // TESTED)  # the same for all, as many of each class
+        sample = torch.arange(0, len(tests), len(tests) // TESTED)  # the same for all, as many of each class
         row = {
             "setting": setting,
             "seed": seed,
-            **run(images, labels, tests[some], truth[some], seed, SETTINGS[setting]),
+            **run(images, labels, tests[sample], truth[sample], seed, SETTINGS[setting]),
         }
         if known := done.get((changed_from(setting), seed)):
             row["change"] = row["linear"] - known["linear"]

@@ -1,10 +1,10 @@
-"""Tools of the benchmark scripts: run the command as a user would, read images and files, print mean and spread."""
+"""Tools of the benchmark scripts: parse options, run the command as a user would, read images and files."""
 
+import argparse
 import json
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +21,14 @@ if TYPE_CHECKING:  # contenders and mistakes in options do not wait for torch
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("acc", "nmi", "ami", "ari")
 NEIGHBOURS, TEMPERATURE = 20, 0.1
+
+
+def parser_of(description: str | None, seeds: Sequence[int] = ()) -> argparse.ArgumentParser:
+    """Return the parser of a script that is described by its docstring; with ``--seeds`` if it has some by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if seeds:
+        parser.add_argument("--seeds", type=int, nargs="+", default=[*seeds])
+    return parser
 
 
 def fit(
@@ -46,8 +54,9 @@ def fit(
 
 def paths_of(images: str | Path, count: int | None = None) -> list[Path]:
     """Return the image files below a folder, or a random sample of ``count``, the same each time; sorted."""
-    kinds = (".jpg", ".jpeg", ".png", ".bmp")
-    paths = sorted(path.resolve() for path in Path(images).rglob("*") if path.suffix.lower() in kinds)
+    from deepcluster.images import find
+
+    paths = sorted(path.resolve() for path in find(images).files())
     return sorted(paths[i] for i in np.random.default_rng(0).permutation(len(paths))[:count])
 
 
@@ -75,12 +84,6 @@ def vote_accuracy(rows: "Tensor", labels: "Tensor", queries: "Tensor", truth: "T
         NEIGHBOURS, metric="cosine", algorithm="brute", weights=lambda far: np.exp(-far / TEMPERATURE)
     )
     return float(votes.fit(rows.numpy(), labels.numpy()).score(queries.numpy(), truth.numpy()))
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation (n - 1) as text; one value has no deviation."""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}"
 
 
 def machine() -> dict[str, Any]:

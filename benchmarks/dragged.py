@@ -7,17 +7,15 @@ of the export by the kind of most of its images, and drags 40 images that lie wr
 of their kind; another run is taught the same names and images as a table. results/dragged.json gets a row for each.
 """
 
-import argparse
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import save
+from common import fit, parser_of, save
 
 from deepcluster.export import folders
 from deepcluster.export.read_back import teach_folder
@@ -73,15 +71,14 @@ def measured(fitted: Path, folder: Path, seed: int) -> list[dict[str, Any]]:
     for way, run in (("folder", by_folder), ("table", by_table)):
         after = right(run)
         followed = sum(after[path] - before[path] for path in after if path not in moved)
-        share, was = (sum(each.values()) / len(each) for each in (after, before))
-        rows.append({"seed": seed, "way": way, "before": was, "right": share, "followed": followed})
+        shares = {"before": mean(before.values()), "right": mean(after.values())}
+        rows.append({"seed": seed, "way": way, **shares, "followed": followed})
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=(0, 1, 2))
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
     files = sorted(file.resolve() for folder in args.folders for file in folder.rglob("*.jpg"))
     with TemporaryDirectory() as at:
@@ -89,7 +86,7 @@ def main() -> None:
         photos.mkdir()
         for i, file in enumerate(random.Random(0).sample(files, PHOTOGRAPHS)):
             shutil.copy(file, photos / f"{i:03}__{file.parent.name}{file.suffix}")
-        subprocess.run([sys.executable, "-m", "deepcluster", "fit", photos, "-o", fitted, "--quiet"], check=True)
+        fit(photos, ["--quiet"], fitted)
         rows = [row for seed in args.seeds for row in measured(fitted, Path(at) / str(seed), seed)]
     for row in rows:
         print(row)

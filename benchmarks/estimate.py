@@ -9,36 +9,30 @@ estimate minus the truth (`bias`) and of the length of the interval (`length`), 
 (`drawn`).
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from common import save
-from sets import LITE0, SIDE, load, plainly_reduced
-from teach import named, right, run_on
+from common import parser_of, save
+from teach import STEP, named, right, runs_of_sets
 
-from deepcluster.groups.graph import Layouts
-from deepcluster.nets.network import build
-from deepcluster.runs.quality import estimated_quality
 from deepcluster.runs.run import Run
 from deepcluster.runs.teach import Answer, asked, taught_by
 
 FIRST = 15
-STEP = 20
 ANSWERS = (0, 60, 120, 180)
 
 
 def estimates(run: Run, truth: list[str]) -> Iterator[dict[str, float]]:
     """Yield the figures after each number of answers."""
     run = named(run, truth)
-    drawn = [one.path for one in asked(run, FIRST, drawn=True)]
+    drawn = [one.path for one in asked(run, FIRST)[1]]
     run = taught_by(run, [Answer(path, name=truth[int(path)], by="drawn") for path in drawn]).run
     for count in range(0, ANSWERS[-1] + 1, STEP):
         if count:
-            questions = [one.path for one in asked(run, STEP - STEP // 4)]
-            drawn = [one.path for one in asked(run, STEP, drawn=True) if one.path not in questions][: STEP // 4]
+            questions = [one.path for one in asked(run, STEP - STEP // 4)[0]]
+            drawn = [one.path for one in asked(run, STEP)[1] if one.path not in questions][: STEP // 4]
             answers = [
                 Answer(path, name=truth[int(path)], by="drawn" if path in drawn else "answer")
                 for path in (*questions, *drawn)
@@ -46,7 +40,7 @@ def estimates(run: Run, truth: list[str]) -> Iterator[dict[str, float]]:
             run = taught_by(run, answers).run
         if count in ANSWERS:
             now = float(right(run, truth).mean())
-            quality = estimated_quality(run.model, run.placement.cluster, run.rows.fitted)
+            quality = run.quality
             assert quality
             yield {
                 "answers": count,
@@ -54,28 +48,18 @@ def estimates(run: Run, truth: list[str]) -> Iterator[dict[str, float]]:
                 "bias": quality["share"] - now,
                 "length": quality["high"] - quality["low"],
                 "drawn": quality["drawn"],
-                "right": now,
-                "images": len(truth),
-                "drawn_right": quality["right"],
             }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=(0, 1, 2, 3, 4))
     parser.add_argument("cache", type=Path)
     parser.add_argument("names", nargs="+")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
-    network = build(LITE0, image_size=SIDE, weights="timm")
     rows: list[dict[str, Any]] = []
-    for name in arguments.names:
-        data = load(arguments.cache / f"{name}.pt")
-        truth = [str(label) for label in data["labels"].tolist()]
-        k, layouts = len({*truth}), Layouts()
-        features = plainly_reduced(network, data, k)
-        for seed in arguments.seeds:
-            figures = estimates(run_on(features, k, seed, layouts), truth)
-            rows += [{"set": name, "seed": seed, **each} for each in figures]
+    for name, truth, runs in runs_of_sets(arguments.cache, arguments.names, arguments.seeds):
+        for run in runs:
+            rows += [{"set": name, "seed": run.record.seed, **figures} for figures in estimates(run, truth)]
         holds = [mean(row["holds"] for row in rows if row["set"] == name and row["answers"] == n) for n in ANSWERS]
         print(name, len(truth), *(f"{share:.2f}" for share in holds), flush=True)
         save("estimate", {"runs": rows})

@@ -20,21 +20,20 @@ cannot name have few words, so a hint for them is wrong.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from common import save
-from sets import LITE0, SIDE, load, plainly_reduced
+from common import parser_of, save
+from sets import LITE0, installed, load, plainly_reduced
 from torch import Tensor
 
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import Preparation
 from deepcluster.groups.cut import cut_features, placement_of
-from deepcluster.nets.network import build
 from deepcluster.nets.timm import nouns
 from deepcluster.report import hints
 
@@ -79,7 +78,7 @@ def of_other_sets(sets: Features, name: str, count: int, seed: int, alike: Seque
 
 
 def of_other_classes(sets: Features, name: str, count: int, seed: int) -> Trial:
-    features, labels = (shuffled(each, seed) for each in sets[name])
+    features, labels = (shuffled(column, seed) for column in sets[name])
     strange = labels % 3 == 0
     held_out, fitted = features[~strange][:HELD_OUT], features[~strange][HELD_OUT:][:count]
     judge = fit(fitted)
@@ -104,11 +103,11 @@ def chosen(trials: dict[str, list[Trial]], names: Sequence[str]) -> float:
     return max(few, key=lambda tail: figures[tail]["found"])
 
 
-def summary(by_set: dict[str, dict[str, float]], *, each_set: bool = False) -> dict[str, Any]:
-    """Return the mean and the worst of the sets, and the figures of each if asked for."""
+def summary(by_set: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the mean and the worst of the sets, and the figures of each."""
     rows = list(by_set.values())
     worst = {name: (max if name == "false_alarms" else min)(row[name] for row in rows) for name in rows[0]}
-    shown = {"mean": averaged(rows), "worst": worst, **(by_set if each_set else {})}
+    shown = {"mean": averaged(rows), "worst": worst, **by_set}
     return {key: {name: round(value, 4) for name, value in row.items()} for key, row in shown.items()}
 
 
@@ -130,20 +129,17 @@ def outliers(cache: Path, arguments: argparse.Namespace) -> None:
     tails = {name: chosen(every, [other for other in sets if other != name]) for name in sets}
     results: dict[str, Any] = {"tail by all sets": chosen(every, [*sets]), "tails": tails}
 
-    def judged(trials: dict[str, list[Trial]], *, each_set: bool = False) -> dict[str, Any]:
-        by_set = {name: averaged([scores(trial, tails[name]) for trial in many]) for name, many in trials.items()}
-        return summary(by_set, each_set=each_set)
-
-    def reports() -> Iterator[tuple[str, dict[str, Any]]]:
-        for count in arguments.images:
-            yield f"{count}, other sets, frozen", judged(easy[count], each_set=True)
-            yield f"{count}, 2 % within, frozen", judged(trials(of_sets(0.02), count))
-            yield f"{count}, other classes, frozen", judged(trials(of_classes, count))
+    def judge(title: str, trials: dict[str, list[Trial]]) -> None:
+        results[title] = summary(
+            {name: averaged([scores(trial, tails[name]) for trial in many]) for name, many in trials.items()}
+        )
+        print(title, {key: results[title][key] for key in ("mean", "worst")}, flush=True)
 
     print(results, flush=True)
-    for name, table in reports():
-        results[name] = table
-        print(name, {key: table[key] for key in ("mean", "worst")}, flush=True)
+    for count in arguments.images:
+        judge(f"{count}, other sets, frozen", easy[count])
+        judge(f"{count}, 2 % within, frozen", trials(of_sets(0.02), count))
+        judge(f"{count}, other classes, frozen", trials(of_classes, count))
     save("judgement_outliers", results)
 
 
@@ -166,7 +162,7 @@ def hinted(cache: Path, arguments: argparse.Namespace) -> None:
     """How many clusters get hints for a name, and how often are they right, by lists of words made before?"""
     words = json.loads((Path(__file__).parent / "hint_words.json").read_text(encoding="utf-8"))
     counts: dict[str, dict[float, Counter[str]]] = {}
-    network = build(LITE0, image_size=SIDE, weights="timm")
+    network = installed()
     for name in arguments.names:
         content = load(cache / f"{name}.pt")
         labels, kinds = content["labels"], len(content["labels"].unique())
@@ -207,13 +203,12 @@ def hinted(cache: Path, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=(0, 1, 2))
     parser.add_argument("cache", type=Path)
     judgements = {"outliers": outliers, "hints": hinted}
     parser.add_argument("judgement", choices=judgements)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--images", type=int, nargs="+", default=[300, 600, 1500, 3000])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--alike", type=lambda text: text.split(","), default=[])
     arguments = parser.parse_args()
     judgements[arguments.judgement](arguments.cache, arguments)

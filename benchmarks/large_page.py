@@ -7,7 +7,6 @@ the processor seconds of the server for each request of the page, and the images
 reaches.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -15,9 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from common import save
+from common import fit, parser_of, save
 
-from deepcluster.commands.cli import run_command
 from deepcluster.export import folders
 from deepcluster.export.read_back import by_folder
 from deepcluster.runs.serve import _Server, page_version
@@ -50,8 +48,7 @@ def measured(run: Path) -> dict[str, Any]:
             print(name, seconds[name], flush=True)
             return answer
 
-        outcome, _ = server.result(open_run(run))
-        clusters = outcome.run.clusters
+        clusters = server.result(open_run(run)).run.clusters
         largest = int(clusters.bincount().argmax())
         listed = ask("list of the largest cluster", "list", clusters=[largest], order="doubt")["rows"]
         seconds["images of it that no list reaches"] = int((clusters == largest).sum()) - len(listed)
@@ -67,15 +64,13 @@ def measured(run: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=60_000)
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
-        run = Path(folder, "run")
-        np.save(Path(folder, "features.npy"), features(options.images))
-        fit = ["fit", str(Path(folder, "features.npy")), "--features", "-k", str(KINDS), "-o", str(run), "-q"]
-        if run_command(fit):
-            raise SystemExit("the fit failed")
+        rows, run = Path(folder, "features.npy"), Path(folder, "run")
+        np.save(rows, features(options.images))
+        fit(rows, ["--features", "-k", str(KINDS), "-q"], run)
         save("large_page", {"images": options.images, "seconds": measured(run)})
 
 

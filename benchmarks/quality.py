@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import METRICS, fit, labelled, runs_of, save, vote_accuracy
+from common import METRICS, fit, labelled, parser_of, runs_of, save, vote_accuracy
 from tables import table
 
 Run = Callable[[argparse.Namespace, int], dict[str, float]]
+CLUSTPY = ("dec", "idec", "dcn")
 CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
 
 
@@ -135,10 +136,9 @@ METHODS: dict[str, Run] = {
     "v2": partial(command, arguments=("--recipe", "v2", "--set", "margin=1")),
     "classic": partial(command, arguments=("--recipe", "classic")),
     "auto": partial(command, arguments=()),
-    **{name: partial(clustpy, name=name) for name in ("dec", "idec", "dcn")},
+    **{name: partial(clustpy, name=name) for name in CLUSTPY},
 }
 COLUMNS = (*METRICS, "start_nmi", "knn", "seconds", "peak_memory_mb")
-FROM_SCRATCH = ["pixels", "untrained", "v1", "v2", "classic", "auto", "dec", "idec", "dcn"]
 
 
 # ---- the comparison -------------------------------------------------------------------------------------------------
@@ -146,19 +146,18 @@ FROM_SCRATCH = ["pixels", "untrained", "v1", "v2", "classic", "auto", "dec", "id
 
 def main() -> None:
     own, _, passed = "\0".join(sys.argv[1:]).partition("\0--\0")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=(0, 1, 2))
     parser.add_argument("name", help="results/NAME.json is written")
     parser.add_argument("images")
     parser.add_argument("-k", type=int, required=True)
     parser.add_argument("--test")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=FROM_SCRATCH)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--size", type=int, default=32, help="px, for v1 and v2")
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args(own.split("\0"))
     options.passed = passed.split("\0") if passed else []
     for method in options.methods:
-        for seed in options.seeds if method not in ("dec", "idec", "dcn") else options.seeds[:1]:
+        for seed in options.seeds if method not in CLUSTPY else options.seeds[:1]:
             result = METHODS[method](options, seed)
             rows = [row for row in runs_of(options.name) if (row["method"], row["seed"]) != (method, seed)]
             rows.append({"method": method, "seed": seed, "options": " ".join(options.passed), **result})

@@ -24,10 +24,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import paths_of, save
-from contenders import Contender, race, serve, summary
+from common import parser_of, paths_of, save
+from contenders import Task, race, summary
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from deepcluster.algorithm import alternate
+from deepcluster.export.onnx import silent
+from deepcluster.images import find
+from deepcluster.images.store import read_once
+from deepcluster.images.views import Augmentation, fixed_view
+from deepcluster.learning import Learning
+from deepcluster.learning.features import extract
+from deepcluster.learning.training import network_precision
+from deepcluster.nets.network import build
+from deepcluster.nets.timm import channels_last
+from deepcluster.runtime.compute import Compute, Stopwatch
+from deepcluster.runtime.devices import keep_freed_memory
 
 BATCH, PASS_BATCH = 128, 64
 STATE: dict[str, Any] = {}  # of a contender, from one round to the next
@@ -35,10 +48,6 @@ STATE: dict[str, Any] = {}  # of a contender, from one round to the next
 
 def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.dtype]:
     """Return the images, the network and the precision that all contenders share."""
-    from deepcluster.learning.training import network_precision
-    from deepcluster.nets.network import build
-    from deepcluster.runtime.devices import keep_freed_memory
-
     if keep:
         keep_freed_memory()  # as the command does
     network = build(of["backbone"], image_size=of["size"], seed=0).to(memory_format=torch.channels_last)
@@ -48,15 +57,8 @@ def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-def ours(warming: bool, **of: Any) -> dict[str, Any]:
+def ours(**of: Any) -> dict[str, Any]:
     if not STATE:
-        from deepcluster.algorithm import alternate
-        from deepcluster.images import find
-        from deepcluster.images.store import read_once
-        from deepcluster.images.views import Augmentation
-        from deepcluster.learning import Learning
-        from deepcluster.runtime.compute import Compute, Stopwatch
-
         paths, network, dtype = settings(of, keep=True)
         store = read_once(find(paths), of["store_size"])
         views = [Augmentation(crop=(0.3, 1.0), colour=0.4, grey=0.1)]
@@ -77,7 +79,7 @@ def ours(warming: bool, **of: Any) -> dict[str, Any]:
 # ---- the floor ------------------------------------------------------------------------------------------------------
 
 
-def floor(warming: bool, **of: Any) -> dict[str, Any]:
+def floor(**of: Any) -> dict[str, Any]:
     if not STATE:
         paths, network, dtype = settings(of, keep=True)
         random = torch.Generator().manual_seed(0)
@@ -112,7 +114,7 @@ def floor(warming: bool, **of: Any) -> dict[str, Any]:
 # ---- the published procedure ----------------------------------------------------------------------------------------
 
 
-def published(warming: bool, dtype: str = "float32", **of: Any) -> dict[str, Any]:
+def published(dtype: str = "float32", **of: Any) -> dict[str, Any]:
     import faiss
     from torchvision import transforms
     from torchvision.datasets.folder import default_loader
@@ -137,7 +139,9 @@ def published(warming: bool, dtype: str = "float32", **of: Any) -> dict[str, Any
             views = torch.stack([transform(default_loader(path)) for path, _ in batch])
             return views, torch.tensor([label for _, label in batch])
 
-        return torch.utils.data.DataLoader(samples, BATCH, sampler=sampler, num_workers=2, collate_fn=read)
+        return torch.utils.data.DataLoader(
+            samples, BATCH, sampler=sampler, num_workers=2, collate_fn=read, multiprocessing_context="fork"
+        )
 
     begin = time.perf_counter()
     network.eval()
@@ -190,7 +194,7 @@ def published(warming: bool, dtype: str = "float32", **of: Any) -> dict[str, Any
     }  # fmt: skip
 
 
-FUNCTIONS = {
+CONTENDERS: dict[str, Task] = {
     "ours": ours,
     "ours, memory": partial(ours, features="memory"),
     "floor": floor,
@@ -203,32 +207,19 @@ FUNCTIONS = {
 
 
 class Features(nn.Module):
+    """From images as they are stored to features."""
+
     def __init__(self, network: Any, size: int):
         super().__init__()
         self.network, self.size = network, size
 
     def forward(self, images: Tensor) -> Tensor:
-        from deepcluster.images.views import fixed_view
-
         return self.network.features(fixed_view(images, self.size))
 
 
-def plain(network: Any, images: Tensor, size: int) -> Tensor:
-    from deepcluster.images.views import fixed_view
-
-    with torch.no_grad():
-        batches = [
-            fixed_view(batch, size).contiguous(memory_format=torch.channels_last) for batch in images.split(PASS_BATCH)
-        ]
-        return torch.cat([network.features(batch) for batch in batches])
-
-
-def exported(network: Any, images: Tensor, size: int, threads: int) -> Any:
+def exported(module: Features, images: Tensor, threads: int) -> Any:
     import onnxruntime
 
-    from deepcluster.export.onnx import silent
-
-    module = Features(network, size).eval().to(memory_format=torch.contiguous_format)
     with silent():
         program = torch.onnx.export(
             module, (images[:2],), input_names=["images"], opset_version=18, dynamo=True,
@@ -242,15 +233,15 @@ def exported(network: Any, images: Tensor, size: int, threads: int) -> Any:
 
 def measured(name: str, size: int, count: int, repeats: int, threads: int) -> dict[str, float]:
     """Return images a second for each way."""
-    from deepcluster.learning.features import extract
-    from deepcluster.nets.network import build
-    from deepcluster.nets.timm import channels_last
-    from deepcluster.runtime.compute import Compute
-
     side = size * 8 // 7
     images = torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
-    session = exported(build(name, image_size=size), images, size, threads)
+    session = exported(Features(build(name, image_size=size), size).eval(), images, threads)
     network = channels_last(build(name, image_size=size).eval())
+    features = Features(network, size)
+
+    @torch.no_grad()
+    def by_torch() -> Tensor:
+        return torch.cat([features(part) for part in images.split(PASS_BATCH)])
 
     def by_onnxruntime(batch: int) -> Tensor:
         parts = [session.run(None, {"images": part.numpy()})[0] for part in images.split(batch)]
@@ -258,7 +249,7 @@ def measured(name: str, size: int, count: int, repeats: int, threads: int) -> di
 
     ways: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: extract(network, images, Compute.of(network, images, size=size, batch_size=PASS_BATCH)),
-        "torch": lambda: plain(network, images, size),
+        "torch": by_torch,
         **{f"onnxruntime {batch}": partial(by_onnxruntime, batch) for batch in (64, 8, 4)},
     }
     expected = ways["torch"]()
@@ -280,13 +271,11 @@ def measured(name: str, size: int, count: int, repeats: int, threads: int) -> di
 
 def compare_rounds(arguments: argparse.Namespace) -> None:
     of = {name: getattr(arguments, name) for name in ("images", "backbone", "size", "store_size", "limit", "clusters")}
-    table = summary(race(__file__, {name: Contender(name, {}) for name in FUNCTIONS}, arguments.repeats, **of))
+    table = summary(race(CONTENDERS, arguments.repeats, **of))
     save(f"round_{arguments.name}", {**of, "batch": BATCH, "repeats": arguments.repeats, **table})
 
 
 def compare_passes(arguments: argparse.Namespace) -> None:
-    from deepcluster.runtime.devices import keep_freed_memory
-
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     rows = {}
@@ -298,9 +287,7 @@ def compare_passes(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    if serve(FUNCTIONS):
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     questions = parser.add_subparsers(required=True)
     command = questions.add_parser("round")
     command.set_defaults(compare=compare_rounds)

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import fit, paths_of, save, spread
+from common import fit, parser_of, paths_of, save
+from tables import cell
 
 V1 = ["--recipe", "v1", "--backbone", "compact", "--set", "sobel=false", "-k", "10", "-q"]
 
@@ -44,7 +45,7 @@ def processes(arguments: argparse.Namespace) -> dict[str, Any]:
             print(repeat, name, [round(value, 2) for value in spent[name]], flush=True)
     one, two = spent.values()
     ratios = [a / b for a, b in zip(one, two, strict=True)]
-    print(f"throughput of two processes over one: {spread(ratios)}")
+    print(f"throughput of two processes over one: {cell(ratios)}")
     return {"images": arguments.count, "seconds_a_round": spent, "throughput_ratio": ratios}
 
 
@@ -61,7 +62,7 @@ def images(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     questions = {question.__name__: question for question in (processes, images)}
     parser.add_argument("question", choices=questions)
     parser.add_argument("images", type=Path)

@@ -15,7 +15,6 @@ the guess without nouns. --mixes N writes results/mixes.json: the same for N mix
 of 10 to 32 and N of 33 to 60.
 """
 
-import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,8 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import labelled, paths_of, runs_of, save, spread
+from common import labelled, parser_of, paths_of, runs_of, save
+from tables import cell
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,11 +34,10 @@ from deepcluster.groups.cut import cut_features, nearest_clusters
 from deepcluster.groups.graph import Layouts
 from deepcluster.learning.features import CROP_SHARE, extract
 from deepcluster.nets.names import PUBLISHED
-from deepcluster.nets.network import Network
+from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import nouns
 from deepcluster.recipes.auto import ImageFacts
-from deepcluster.recipes.build import network_of, reduction_of
-from deepcluster.recipes.options import Recipe
+from deepcluster.recipes.build import reduction_of
 from deepcluster.recipes.presets import read_request, resolve
 from deepcluster.runtime.compute import Compute
 from deepcluster.seeding import derive
@@ -46,7 +45,12 @@ from deepcluster.seeding import derive
 LITE0 = PUBLISHED["photos-small"].backbone
 SIDE = 224
 NEIGHBOURS = 10
-FACTORS = {"guess": 1, "half": 0.5, "twice": 2, "four_times": 4}
+VIEWS = ("whole", "middle")
+
+
+def installed() -> Network:
+    """Return the installed network, whose features the cache keeps."""
+    return build(LITE0, image_size=SIDE, weights="timm")
 
 
 def cached(cache: Path, folder: Path, network: Network, most: int) -> dict[str, Any]:
@@ -70,11 +74,16 @@ def load(file: Path) -> dict[str, Any]:
     return content
 
 
-def some_of(content: dict[str, Any], count: int) -> dict[str, Any]:
-    """Return the same random sample of ``count`` images (0: all), with the numbers of its classes."""
-    rows = torch.randperm(len(content["labels"]), generator=torch.Generator().manual_seed(1))[: count or None].sort()[0]
+def rows_of(content: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """Return rows of a collection, with the numbers of their classes."""
     labels = content["labels"][rows].unique(return_inverse=True)[1]
-    return {"labels": labels, **{view: content[view][rows] for view in ("whole", "middle")}}
+    return {"labels": labels, **{view: content[view][rows] for view in VIEWS}}
+
+
+def sample_of(content: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the same random sample of ``count`` images (0: all)."""
+    rows = torch.randperm(len(content["labels"]), generator=torch.Generator().manual_seed(1))[: count or None]
+    return rows_of(content, rows.sort()[0])
 
 
 def certainty(network: Network, features: Tensor) -> float:
@@ -82,19 +91,16 @@ def certainty(network: Network, features: Tensor) -> float:
     return F.linear(features, *network.classifier).softmax(1).amax(1).mean().item()
 
 
-def reduced(network: Network, recipe: Recipe, content: dict[str, Any]) -> Tensor:
-    """Return the rows that a run of this recipe would cut."""
+def plainly_reduced(network: Network, content: dict[str, Any], k: int) -> Tensor:
+    """Return the rows that the plain command would cut into ``k`` clusters."""
     whole = content["whole"]
+    facts = ImageFacts(len(whole), SIDE, False, k, "photos-small", certainty(network, whole))
+    recipe = resolve(read_request({}), facts).recipe
     chosen = torch.linspace(0, len(whole) - 1, min(len(whole), 1000), dtype=torch.float64).long()
     pairs = torch.stack([whole[chosen], content["middle"][chosen]])
     reduction = reduction_of(recipe, whole.shape[1], network.classifier)
     mapping: Whitening = reduction.fit(whole, pairs)
     return mapping(whole)
-
-
-def plainly_reduced(network: Network, content: dict[str, Any], k: int) -> Tensor:
-    """Return the rows that the plain command would cut into ``k`` clusters."""
-    return reduced(network, plain(len(content["whole"]), k, certainty(network, content["whole"])), content)
 
 
 def neighbours(rows: Tensor, labels: Tensor) -> float:
@@ -112,29 +118,23 @@ def rival(features: Tensor, k: int, seed: int) -> Any:
     return KMeans(k, n_init=10, random_state=seed).fit_predict(places)
 
 
-def plain(count: int, k: int, sure: float) -> Recipe:
-    return resolve(read_request({}), ImageFacts(count, SIDE, False, k, "photos-small", sure)).recipe
-
-
-def rows_of(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:
+def scores(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:
     """Yield the rows of the results; UMAP's figure is taken from there, if it is known."""
     known = {(row["images"], row["seed"]): row["umap_nmi"] for row in runs_of("collections")}
     labels = content["labels"]
-    count, k = len(labels), len(labels.unique())
-    sure = certainty(network, content["whole"])
-    rows = reduced(network, plain(count, k, sure), content)
+    k = len(labels.unique())
+    rows = plainly_reduced(network, content, k)
+    images = f"{name}, {len(labels):,} of {k} kinds"
     for seed in seeds:
-        images = f"{name}, {count:,} of {k} kinds"
         umap = known.get((images, seed)) or round(nmi(labels, rival(content["whole"], k, seed)), 3)
-        row = {
+        yield {
             "images": images,
             "seed": seed,
-            "certainty": round(sure, 2),
+            "certainty": round(certainty(network, content["whole"]), 2),
             "neighbours": round(neighbours(rows, labels), 3),
             "nmi": round(nmi(labels, nearest_clusters(rows, cut_features(rows, k, seed=seed))), 3),
             "umap_nmi": umap,
         }
-        yield row
 
 
 def mixes(contents: list[dict[str, Any]], network: Network, count: int, seeds: list[int]) -> Iterator[dict[str, Any]]:
@@ -149,31 +149,26 @@ def mixes(contents: list[dict[str, Any]], network: Network, count: int, seeds: l
                 i, kind = kinds[choice]
                 rows = torch.nonzero(contents[i]["labels"] == kind).flatten()
                 parts.append((i, rows[torch.randperm(len(rows), generator=random)[:60]]))
-            views = ("whole", "middle")
-            mixed = {view: torch.cat([contents[i][view][rows] for i, rows in parts]) for view in views}
+            mixed = {view: torch.cat([contents[i][view][rows] for i, rows in parts]) for view in VIEWS}
             rows = plainly_reduced(network, mixed, k)
             for seed in seeds:
-                row = {"mix": f"{least} to {most} kinds", "seed": seed, "kinds": k, "images": len(rows),
-                       **judged(rows, seen(network, mixed), k, seed)}  # fmt: skip
-                print(row, flush=True)
-                yield row
+                case = {"mix": f"{least} to {most} kinds", "seed": seed, "kinds": k, "images": len(rows)}
+                yield judged(network, mixed, rows, k, case)
 
 
-def seen(network: Network, content: dict[str, Any]) -> list[tuple[str, float]]:
-    return nouns(LITE0, network.classifier, content["whole"])
-
-
-def judged(rows: Tensor, seen: list[tuple[str, float]], k: int, seed: int) -> dict[str, Any]:
+def judged(network: Network, content: dict[str, Any], rows: Tensor, k: int, case: dict[str, Any]) -> dict[str, Any]:
     """Return the candidates of a run for ``k`` kinds, what is right of them, and the guess without nouns."""
-    layouts = Layouts()
-    found, alone = (
-        [candidate.k for candidate in plausible_numbers(rows, nouns, seed=derive(seed, "groups"), layouts=layouts)]
-        for nouns in (seen, [])
+    layouts, seed = Layouts(), derive(case["seed"], "groups")
+    numbers, alone = (
+        [candidate.k for candidate in plausible_numbers(rows, words, seed=seed, layouts=layouts)]
+        for words in (nouns(LITE0, network.classifier, content["whole"]), [])
     )
-    others = {name: number for number in found for name, factor in FACTORS.items() if number == int(factor * found[0])}
-    return {**others, "right": is_right(found[0], k), "any": max(is_right(each, k) for each in found),
-            "error": round(math.log(found[0] / k), 3), "alone": alone[0], "alone_right": is_right(alone[0], k),
-            "alone_error": round(math.log(alone[0] / k), 3)}  # fmt: skip
+    row = {**case, "guess": numbers[0], "candidates": numbers, "right": is_right(numbers[0], k),
+           "any": max(is_right(number, k) for number in numbers), "error": round(math.log(numbers[0] / k), 3),
+           "alone": alone[0], "alone_right": is_right(alone[0], k),
+           "alone_error": round(math.log(alone[0] / k), 3)}  # fmt: skip
+    print(row, flush=True)
+    return row
 
 
 def parts_of(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -185,19 +180,17 @@ def parts_of(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         for draw in range(3):
             chosen = torch.randperm(kinds, generator=torch.Generator().manual_seed(100 * draw + count))[:count]
             rows = torch.isin(content["labels"], chosen)
-            yield part, {key: content[key][rows] for key in ("labels", "whole", "middle")}
+            yield part, rows_of(content, rows)
 
 
 def numbers(name: str, content: dict[str, Any], network: Network, seeds: list[int]) -> Iterator[dict[str, Any]]:
     """Yield the true number of kinds and the candidates for a collection and its subsets."""
-    for part, some in parts_of(content):
-        k = len(some["labels"].unique())
-        rows = plainly_reduced(network, some, k)
+    for part, subset in parts_of(content):
+        k = len(subset["labels"].unique())
+        rows = plainly_reduced(network, subset, k)
         images = f"{name if part == 'whole' else f'{part} of {name}'}, {len(rows)} of {k} kinds"
         for seed in seeds:
-            row = {"seed": seed, "images": images, "part": part, **judged(rows, seen(network, some), k, seed)}
-            print(row, flush=True)
-            yield row
+            yield judged(network, subset, rows, k, {"seed": seed, "images": images, "part": part})
 
 
 def is_right(guess: int, k: int) -> int:
@@ -207,7 +200,7 @@ def is_right(guess: int, k: int) -> int:
 def shares(collections: str, runs: list[dict[str, Any]], seeds: list[int]) -> Iterator[dict[str, Any]]:
     """Yield the figures of the rows of :func:`numbers` or :func:`mixes`, by seed."""
     guesses = [[row["guess"] for row in runs if row["seed"] == seed] for seed in seeds]
-    agreeing = [max(each) / min(each) <= 1.25 for each in zip(*guesses, strict=True)]
+    agreeing = [max(numbers) / min(numbers) <= 1.25 for numbers in zip(*guesses, strict=True)]
     for seed in seeds:
         rows = [row for row in runs if row["seed"] == seed]
         row = {"collections": f"{collections}, {len(rows)}", "seed": seed,
@@ -222,16 +215,15 @@ def shares(collections: str, runs: list[dict[str, Any]], seeds: list[int]) -> It
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=(0, 1, 2))
     parser.add_argument("cache", type=Path)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--most", type=int, default=3000)
     parser.add_argument("--mixes", type=int, default=0)
     parser.add_argument("--numbers", action="store_true")
     arguments = parser.parse_args()
     arguments.cache.mkdir(exist_ok=True)
-    network = network_of(plain(1000, 10, 0.0), 0, torch.device("cpu"))
+    network = installed()
     if arguments.mixes:
         contents = [cached(arguments.cache, folder, network, arguments.most) for folder in arguments.folders]
         guesses = [*mixes(contents, network, arguments.mixes, arguments.seeds)]
@@ -246,22 +238,22 @@ def main() -> None:
         runs: list[dict[str, Any]] = []
         for folder in arguments.folders:
             content = cached(arguments.cache, folder, network, arguments.most)
-            some = some_of(content, 400 if len(content["labels"]) > 450 else 0)
-            runs += numbers(folder.name, some, network, arguments.seeds)
+            sample = sample_of(content, 400 if len(content["labels"]) > 450 else 0)
+            runs += numbers(folder.name, sample, network, arguments.seeds)
         parts = {part: [row for row in runs if row["part"] == part] for part in ("whole", "half", "third")}
         figures = {part: [*shares(part, rows, arguments.seeds)] for part, rows in {**parts, "all": runs}.items()}
         save("numbers", {"runs": runs, "shares": figures})
         return
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for folder in arguments.folders:
         content = cached(arguments.cache, folder, network, arguments.most)
-        new = [*rows_of(folder.name, content, network, arguments.seeds)]
-        found += new
-        figures = (f"{key} {spread([row[key] for row in new])}" for key in ("nmi", "umap_nmi"))
+        new = [*scores(folder.name, content, network, arguments.seeds)]
+        rows += new
+        figures = (f"{key} {cell([row[key] for row in new])}" for key in ("nmi", "umap_nmi"))
         print(f"{new[0]['images']} | certainty {new[0]['certainty']} | {' | '.join(figures)}", flush=True)
-    over = [row["nmi"] - row["umap_nmi"] for row in found]
+    over = [row["nmi"] - row["umap_nmi"] for row in rows]
     print(f"over UMAP and k-means: {mean(over):+.3f} in the mean")
-    save("collections", {"runs": found})
+    save("collections", {"runs": rows})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Simulated persons teach a run: how many wrong images become right without being asked about.
 
-    python benchmarks/teach.py CACHE NAME [NAME ...] [--step 20] [--holds]
+    python benchmarks/teach.py CACHE NAME [NAME ...] [--holds]
 
 `sets.py` makes CACHE/NAME.pt. A person names each cluster by the kind of most of its typical images and answers by the
-true label, `--step` questions at a time. `fixed` is the share of the wrong images that become right
-although nobody was asked about them, `worth` the same as a share of all images.
+true label, STEP questions at a time. `fixed` is the share of the wrong images that become right although nobody was
+asked about them.
 
 --holds writes results/holds.json instead: the share of images under the right name after one to six answers for each
 cluster, by a person who names all clusters first and by one who only answers; and that share after five answers a
@@ -12,9 +12,8 @@ cluster and then a new cut of another seed as by `fit --like`, or `recut` to a f
 kind.
 """
 
-import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -22,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import save
-from sets import LITE0, SIDE, load, plainly_reduced
+from common import parser_of, save
+from sets import installed, load, plainly_reduced
 from torch import Tensor
 
 from deepcluster.clustering.outliers import Outliers
@@ -32,7 +31,7 @@ from deepcluster.fitting.like import Former, continued
 from deepcluster.groups.cut import cut_features
 from deepcluster.groups.graph import Layouts
 from deepcluster.model import Model
-from deepcluster.nets.network import build, no_network
+from deepcluster.nets.network import no_network
 from deepcluster.recipes.options import Recipe
 from deepcluster.runs.recut import cut_anew, kinds_kept
 from deepcluster.runs.run import Rows, Run
@@ -41,12 +40,24 @@ from deepcluster.runtime.console import Silent
 from deepcluster.storage.content import FILES, IMAGES, Facts, RunRecord, Table
 from deepcluster.storage.images_table import ImagesTable
 
+STEP = 20  # questions at a time
 ANSWERS = (2, 5, 10)  # for each cluster
 STEPS = range(1, 7)  # of the curve by names and by answers alone
 FIVE = 5  # answers for each cluster before a new cut
 SEEDS = (0, 1)
 TYPICAL = 9  # images of a cluster by which a person names it
 LARGEST = 0.8  # share of the images that are asked about
+
+
+def runs_of_sets(cache: Path, names: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, list[str], list[Run]]]:
+    """Yield for each set its name, the kinds of its images, and a run of as many clusters for each seed."""
+    network = installed()
+    for name in names:
+        data = load(cache / f"{name}.pt")
+        truth = [str(label) for label in data["labels"].tolist()]
+        k, layouts = len({*truth}), Layouts()
+        rows = plainly_reduced(network, data, k)
+        yield name, truth, [run_on(rows, k, seed, layouts) for seed in seeds]
 
 
 def run_on(rows: Tensor, k: int, seed: int, layouts: Layouts) -> Run:
@@ -86,24 +97,24 @@ def right(run: Run, truth: list[str]) -> np.ndarray:
     return np.array([run.model.names[number] for number in run.placement.cluster.tolist()]) == truth
 
 
-def taught(run: Run, truth: list[str], k: int, step: int) -> Iterator[dict[str, float]]:
+def taught(run: Run, truth: list[str]) -> Iterator[dict[str, float]]:
     """Yield the figures after each number of answers."""
     run = named(run, truth)
     before = right(run, truth)
-    for count, after_answers in zip(ANSWERS, curve(run, truth, k, step, ANSWERS), strict=True):
+    for count, after_answers in zip(ANSWERS, curve(run, truth, ANSWERS), strict=True):
         after = right(after_answers, truth)
         rest = np.delete(np.arange(len(truth)), [*after_answers.model.placed])
         gain = int(after[rest].sum()) - int(before[rest].sum())
-        figures = {"fixed": gain / max(1, int((~before[rest]).sum())), "worth": gain / len(truth)}
-        yield {"answers": count, "right": float(before.mean()), **figures, "now": float(after.mean())}
+        fixed = gain / max(1, int((~before[rest]).sum()))
+        yield {"answers": count, "right": float(before.mean()), "fixed": fixed, "now": float(after.mean())}
 
 
-def curve(run: Run, truth: list[str], k: int, step: int, counts: Iterable[int]) -> Iterator[Run]:
-    """Yield the run after each number of answers for each of ``k`` clusters."""
+def curve(run: Run, truth: list[str], counts: Iterable[int]) -> Iterator[Run]:
+    """Yield the run after each number of answers for each kind."""
     for count in counts:
-        most = min(count * k, int(LARGEST * len(truth)))
+        most = min(count * len({*truth}), int(LARGEST * len(truth)))
         while (left := most - len(run.model.said)) > 0:
-            paths = [one.path for one in asked(run, min(step, left))]
+            paths = [one.path for one in asked(run, min(STEP, left))[0]]
             run = taught_by(run, [Answer(path, name=truth[int(path)]) for path in paths]).run
         yield run
 
@@ -115,52 +126,43 @@ def like(old: Run, seed: int) -> Run:
     return continued(new, Former(Path("old"), old, [], 1), torch.arange(len(rows)))[0]
 
 
-def holds(name: str, rows: Tensor, truth: list[str], k: int, step: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a set in results/holds.json."""
-    layouts = Layouts()
-    for seed in SEEDS:
-        run = run_on(rows, k, seed, layouts)
-        pairs = zip(curve(named(run, truth), truth, k, step, STEPS), curve(run, truth, k, step, STEPS), strict=True)
-        for count, (first, alone) in zip(STEPS, pairs, strict=True):
-            shares = {"names first": right(first, truth).mean(), "answers alone": right(alone, truth).mean()}
-            yield {"set": name, "seed": seed, "answers": count, **shares}
-            if count == FIVE:
-                old = alone
-        before = float(right(old, truth).mean())
-        clusters = len(old.model.cut.cluster_of.unique())
-        after = {"fit --like": right(like(old, seed + len(SEEDS)), truth).mean()}
-        numbers = {"a fifth more clusters": round(1.2 * clusters), "a cluster for each kind": len(kinds_kept(old))}
-        for text, number in numbers.items():
-            cut = cut_anew(old, number, Recipe(grouping="embedding"), Silent()).run
-            after[f"recut, {text}"] = right(cut, truth).mean()
-        for way, now in after.items():
-            yield {"set": name, "seed": seed, "way": way, "before": before, "after": now, "change": now - before}
+def holds(run: Run, truth: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a set and seed in results/holds.json."""
+    pairs = zip(curve(named(run, truth), truth, STEPS), curve(run, truth, STEPS), strict=True)
+    for count, (first, alone) in zip(STEPS, pairs, strict=True):
+        shares = {"names first": right(first, truth).mean(), "answers alone": right(alone, truth).mean()}
+        yield {"seed": run.record.seed, "answers": count, **shares}
+        if count == FIVE:
+            old = alone
+    before = float(right(old, truth).mean())
+    clusters = len(old.model.cut.cluster_of.unique())
+    after = {"fit --like": right(like(old, run.record.seed + len(SEEDS)), truth).mean()}
+    numbers = {"a fifth more clusters": round(1.2 * clusters), "a cluster for each kind": len(kinds_kept(old))}
+    for text, number in numbers.items():
+        cut = cut_anew(old, number, Recipe(grouping="embedding"), Silent()).run
+        after[f"recut, {text}"] = right(cut, truth).mean()
+    for way, now in after.items():
+        yield {"seed": run.record.seed, "way": way, "before": before, "after": now, "change": now - before}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("cache", type=Path)
     parser.add_argument("names", nargs="+")
-    parser.add_argument("--step", type=int, default=20)
     parser.add_argument("--holds", action="store_true")
     arguments = parser.parse_args()
-    network = build(LITE0, image_size=SIDE, weights="timm")
-    runs: list[dict[str, Any]] = []
-    for name in arguments.names:
-        data = load(arguments.cache / f"{name}.pt")
-        truth = [str(label) for label in data["labels"].tolist()]
-        k, layouts = len({*truth}), Layouts()
-        rows = plainly_reduced(network, data, k)
+    rows: list[dict[str, Any]] = []
+    for name, truth, runs in runs_of_sets(arguments.cache, arguments.names, SEEDS):
         if arguments.holds:
-            figures = [*holds(name, rows, truth, k, arguments.step)]
+            figures = [row for run in runs for row in holds(run, truth)]
         else:
-            of_seeds = (taught(run_on(rows, k, seed, layouts), truth, k, arguments.step) for seed in SEEDS)
-            pairs = zip(*of_seeds, strict=True)
-            figures = [{"set": name, **{key: mean(one[key] for one in pair) for key in pair[0]}} for pair in pairs]
+            pairs = zip(*(taught(run, truth) for run in runs), strict=True)
+            figures = [{key: mean(row[key] for row in pair) for key in pair[0]} for pair in pairs]
         for row in figures:
-            runs.append({key: round(float(one), 4) if isinstance(one, float) else one for key, one in row.items()})
-            print(runs[-1], flush=True)
-    save("holds" if arguments.holds else "teach", {"step": arguments.step, "runs": runs})
+            shares = {key: round(float(value), 4) for key, value in row.items() if isinstance(value, float)}
+            rows.append({"set": name, **row, **shares})
+            print(rows[-1], flush=True)
+    save("holds" if arguments.holds else "teach", {"step": STEP, "runs": rows})
 
 
 if __name__ == "__main__":

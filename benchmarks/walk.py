@@ -32,7 +32,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import ZipFile
 
-from common import save
+from common import parser_of, save
 from PIL import Image
 
 from deepcluster.runs.run import read_run
@@ -81,7 +81,7 @@ def whole(data: Path, seed: int) -> list[tuple[str, bytes]]:
 def mixed(data: Path, seed: int) -> list[tuple[str, bytes]]:
     """Return the kind and the content of the images of a mix of 29 kinds."""
     chance = random.Random(seed)
-    entries = [(name, *entry.partition("=")[::2]) for name, some in KINDS.items() for entry in some.split()]
+    entries = [(name, *entry.partition("=")[::2]) for name, kinds in KINDS.items() for entry in kinds.split()]
     files = {}
     for name, kind, own in chance.sample(entries, COUNT):
         with ZipFile(data / f"{name}.zip") as packed:
@@ -306,7 +306,7 @@ def walk(person: Person, photos: Path) -> Iterator[str]:
 def at_the_page(person: Person, server: "subprocess.Popen[str]") -> Iterator[str]:
     """Walk from the first screen of the served report to sorted folders."""
     assert server.stdout
-    address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
+    address = next(url[0] for line in server.stdout if (url := re.search(r"http://\S+", line)))
     person.page.goto(address)
     person.wait()
     person.person += FIRST_SCREEN
@@ -341,10 +341,9 @@ def measured(browser: Any, options: argparse.Namespace, seed: int) -> Iterator[d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=(21, 22, 23))
     parser.add_argument("data", type=Path)
     parser.add_argument("--kinds", type=int, choices=(COUNT, 55), default=COUNT)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23])
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright  # of the extra dev, which --help does not need
 

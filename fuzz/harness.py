@@ -48,8 +48,8 @@ def instrumented(module: str) -> AbstractContextManager[object]:
         import atheris
     except ImportError:
         return nullcontext()
-    found: AbstractContextManager[object] = atheris.instrument_imports(include=["deepcluster", "PIL", "json"])
-    return found
+    imports: AbstractContextManager[object] = atheris.instrument_imports(include=["deepcluster", "PIL", "json"])
+    return imports
 
 
 def _by_atheris(target: Target, seeds: Sequence[bytes], given: argparse.Namespace) -> bool:
