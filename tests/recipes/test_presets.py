@@ -308,7 +308,7 @@ def test_in_classic_each_image_is_in_the_cluster_of_the_nearest_of_k_means(fit_o
     means = torch.stack([features[cluster == number].mean(0) for number in range(3)])
     assert torch.allclose(means, centroids, atol=1e-5)
     # It alone says that images are few: both runs have 48 and no weights.
-    assert [(each / "log.txt").read_text().count(" Few: 48 images") for each in (run, finished)] == [1, 0]
+    assert [(folder / "log.txt").read_text().count(" Few: 48 images") for folder in (run, finished)] == [1, 0]
 
 
 @pytest.mark.parametrize(("options", "centroids"), [(("--recipe", "classic"), 2), (("--labels", "folders"), 5)])
