@@ -67,12 +67,6 @@ def test_groups_may_be_long_and_new_rows_go_where_their_neighbours_are():
     assert ari(labels[:200], theirs.labels_) < 0.2  # else the case would show nothing
 
 
-def test_groups_of_different_densities():
-    densities = ((200, 0.15), (60, 0.02), (100, 0.06))
-    x = torch.cat([blobs([n], spread=s)[:, torch.arange(8).roll(i)] for i, (n, s) in enumerate(densities)])
-    assert clusters_of(x, 3).tolist() == [0] * 200 + [2] * 60 + [1] * 100
-
-
 def test_order_seed_and_a_sample_of_the_rows_change_nothing_that_is_clear(monkeypatch):
     sizes = [80, 60, 40]
     x, labels = blobs(sizes), torch.arange(3).repeat_interleave(torch.tensor(sizes))
@@ -84,8 +78,8 @@ def test_order_seed_and_a_sample_of_the_rows_change_nothing_that_is_clear(monkey
 
 def test_a_few_rows_apart_from_all_are_no_group_of_their_own():
     """Twenty rows that are neighbours of each other alone."""
-    x = blobs([200, 200, 20], spread=0.2)
-    assert nmi(torch.arange(400) // 200, clusters_of(x, 2)[:400]) > 0.9
+    x = blobs([100, 100, 20], spread=0.2)
+    assert nmi(torch.arange(200) // 100, clusters_of(x, 2)[:200]) > 0.9
 
 
 def test_equal_rows_are_together_and_no_more_groups_than_distinct_rows():
@@ -108,10 +102,10 @@ def test_a_class_in_pieces_costs_no_other_its_place():
     """Four large blobs, two of which touch, and a small one apart: cut into four, the large ones stay by themselves."""
     centres = torch.eye(8)[:5]
     centres[2, 3] = centres[3, 2] = 0.4
-    labels = torch.arange(5).repeat_interleave(torch.tensor([150, 150, 150, 150, 40]))
+    labels = torch.arange(5).repeat_interleave(torch.tensor([75, 75, 75, 75, 20]))
     noise = 0.15 * torch.randn(len(labels), 8, generator=generator(0, "noise"))
     x = F.normalize(F.normalize(centres)[labels] + noise)
-    assert nmi(labels[:600], clusters_of(x, 4)[:600]) > 0.97
+    assert nmi(labels[:300], clusters_of(x, 4)[:300]) > 0.97
 
 
 def test_fine_clusters_as_groups_leave_out_the_empty_ones():
@@ -296,7 +290,7 @@ def test_silhouette_and_modularity_of_cuts_are_those_of_their_labels():
 
 
 def test_the_guess_takes_the_layouts_of_the_cut():
-    rows = blobs([60] * 3)
+    rows = blobs([40] * 3)
     layouts = graph.Layouts()
     cut_features(rows, 3, seed=5, layouts=layouts)
     known = len(layouts.known)
@@ -337,8 +331,8 @@ def test_groups_that_a_single_start_finds_do_not_count(times, monkeypatch):
 
 def test_halves_of_groups_are_not_all_there_is():
     """Nine groups in two families: the silhouette of two is good, too, and the answer is nine."""
-    rows = blobs([40] * 9, width=12)
-    families = torch.eye(12)[[10] * 160 + [11] * 200]
+    rows = blobs([30] * 9, width=12)
+    families = torch.eye(12)[[10] * 120 + [11] * 150]
     assert plausible_numbers(F.normalize(rows + 0.5 * families))[0].k == 9
 
 
