@@ -39,17 +39,11 @@ def test_labels_belong_to_the_returned_centroids(middle, apart):
     x = normal(600, 16, 6) + middle
     x[:300] += apart
     x[300:] -= apart
-    found = kmeans(x, 12, iterations=3)
-    distances = torch.cdist(x.double(), found.centroids.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    assert torch.equal(found.labels, distances.argmin(1))
-    assert torch.equal(found.sizes, torch.bincount(found.labels, minlength=12))
-    assert found.inertia == pytest.approx(distances.min(1).values.square().sum().item(), rel=1e-5)
-
-
-def test_start_is_a_sample_of_distinct_rows():
-    x = torch.cat([torch.zeros(990, 2), normal(10, 2)])
-    centroids = kmeans(x, 11, iterations=0).centroids
-    assert sorted(centroids.tolist()) == sorted(x[989:].tolist())
+    clustering = kmeans(x, 12, iterations=3)
+    distances = torch.cdist(x.double(), clustering.centroids.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.equal(clustering.labels, distances.argmin(1))
+    assert torch.equal(clustering.sizes, torch.bincount(clustering.labels, minlength=12))
+    assert clustering.inertia == pytest.approx(distances.min(1).values.square().sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "k"), [(2500, 7), (700, 600)])
@@ -101,16 +95,16 @@ def test_a_start_by_labels_is_the_means_of_their_rows():
 def test_faiss_splits_by_hand():
     """Four rows and a centroid without any: it and its donor are each 1/1024 apart from where the donor is then."""
     x = torch.tensor([[1.0, 1, 1], [1, 1, 1], [3, 3, 3], [3, 3, 3]])
-    found = kmeans(x, 2, start=torch.tensor([[2.0, 2, 2], [9, 9, 9]]), empty="faiss", iterations=1)
+    clustering = kmeans(x, 2, start=torch.tensor([[2.0, 2, 2], [9, 9, 9]]), empty="faiss", iterations=1)
     away = torch.tensor([1, -1, 1]) / 1024
-    assert torch.equal(found.centroids, torch.stack([2 * (1 - away), 2 * (1 + away)])) and found.reseeded == 1
+    assert torch.equal(clustering.centroids, torch.stack([2 * (1 - away), 2 * (1 + away)])) and clustering.reseeded == 1
 
 
 def test_faiss_leaves_clusters_empty_and_draws_donors_by_size():
     """What was measured of faiss 1.15: 60 clusters of 30 distinct rows are 30 with rows, and 30 are split each time."""
     x = normal(30, 8).repeat(20, 1)
-    found = kmeans(x, 60, empty="faiss", iterations=5)
-    assert (found.occupied, found.reseeded) == (30, 30 * 5)
+    clustering = kmeans(x, 60, empty="faiss", iterations=5)
+    assert (clustering.occupied, clustering.reseeded) == (30, 30 * 5)
     places, rows = torch.tensor([[1.0, 1], [-1, -1], [5, 5]]), torch.tensor([700, 300, 1])
     start = torch.cat([places, torch.full((200, 2), 99.0)])
     new = kmeans(places.repeat_interleave(rows, 0), 203, start=start, empty="faiss", iterations=1).centroids[3:]
@@ -123,9 +117,9 @@ def test_mapped_file_and_other_types(tmp_path):
     np.save(tmp_path / "x.npy", x.numpy())
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     for one, same in ((mapped, x), (x.double(), x), (x.half(), x.half().float())):
-        found, expected = kmeans(one, 15), kmeans(same, 15)
-        assert torch.equal(found.labels, expected.labels) and torch.equal(found.centroids, expected.centroids)
-        assert found.centroids.dtype == torch.float32
+        clustering, expected = kmeans(one, 15), kmeans(same, 15)
+        assert torch.equal(clustering.labels, expected.labels) and torch.equal(clustering.centroids, expected.centroids)
+        assert clustering.centroids.dtype == torch.float32
 
 
 def test_input_is_not_copied():
@@ -179,14 +173,14 @@ def test_numbers_that_are_not_finite_or_too_small_are_refused():
 
 def test_it_ends_where_nothing_changes_any_more():
     x = normal(400, 6, 3)
-    found = kmeans(x, 8, iterations=300)
-    assert 1 < found.iterations < 100
+    clustering = kmeans(x, 8, iterations=300)
+    assert 1 < clustering.iterations < 100
     for more in (1, 7):
-        again = kmeans(x, 8, start=found.centroids, iterations=more)
+        again = kmeans(x, 8, start=clustering.centroids, iterations=more)
         assert again.iterations == 1
-        assert torch.equal(again.centroids, found.centroids) and torch.equal(again.labels, found.labels)
+        assert torch.equal(again.centroids, clustering.centroids) and torch.equal(again.labels, clustering.labels)
     for fewer in (0, 1):
-        assert kmeans(x, 8, iterations=found.iterations - fewer).iterations == found.iterations - fewer
+        assert kmeans(x, 8, iterations=clustering.iterations - fewer).iterations == clustering.iterations - fewer
 
 
 @settings(max_examples=40)
@@ -202,10 +196,10 @@ def test_never_an_empty_cluster_that_could_be_filled(rows, k, empty, start, iter
     if k > len(x):
         return
     starts = {"rows": None, "one point": torch.zeros(k, 2), "labels": torch.zeros(len(x), dtype=torch.int32)}
-    found = kmeans(x, k, start=starts[start], empty=empty, iterations=iterations)
-    assert len(found.labels) == len(x) and found.labels.min() >= 0 and found.labels.max() < k
-    assert int((found.sizes > 0).sum()) == filled
-    assert start == "rows" or found.reseeded >= filled - 1
+    clustering = kmeans(x, k, start=starts[start], empty=empty, iterations=iterations)
+    assert len(clustering.labels) == len(x) and clustering.labels.min() >= 0 and clustering.labels.max() < k
+    assert int((clustering.sizes > 0).sum()) == filled
+    assert start == "rows" or clustering.reseeded >= filled - 1
 
 
 @pytest.mark.parametrize(("products", "least"), [(blocks.MAX_PRODUCTS, blocks.MIN_SEARCHING_ROWS), (1000, 5), (70, 1)])

@@ -22,9 +22,9 @@ def test_whitened_covariance_is_the_identity(rows, width, dims, offset):
     projected = whiten(x, dims)(x, unit=False).double().numpy()
     for same in (x.numpy(), x.double()):
         np.testing.assert_allclose(abs(whiten(same, dims)(same, unit=False)), abs(projected), atol=2e-3)
-    kept = min(dims, width, rows - 1)
-    assert projected.shape == (rows, kept)
-    np.testing.assert_allclose(np.cov(projected.T), np.eye(kept), atol=2e-3 if offset else 1e-4)
+    components = min(dims, width, rows - 1)
+    assert projected.shape == (rows, components)
+    np.testing.assert_allclose(np.cov(projected.T), np.eye(components), atol=2e-3 if offset else 1e-4)
     np.testing.assert_allclose(projected.mean(0), 0, atol=2e-3 if offset else 1e-4)
 
 
@@ -62,8 +62,8 @@ def test_square_roots_by_hand(rows):
     roots = np.sign(x.numpy()) * np.sqrt(np.abs(x.numpy()))
     roots /= np.linalg.norm(roots, axis=1, keepdims=True)
     fitted, by_hand = whiten(x, 3, 0.5, prepare=Preparation(root=True)), whiten(roots, 3, 0.5)
-    for found, wanted in ((fitted(x), by_hand(roots)), (fitted(x, unit=False), by_hand(roots, unit=False))):
-        assert torch.allclose(found.abs(), wanted.abs(), atol=1e-4)
+    for ours, wanted in ((fitted(x), by_hand(roots)), (fitted(x, unit=False), by_hand(roots, unit=False))):
+        assert torch.allclose(ours.abs(), wanted.abs(), atol=1e-4)
     assert torch.allclose(fitted(7 * x), fitted(x), atol=1e-4)  # the length of a row counts no more
 
 
@@ -81,17 +81,13 @@ def test_the_scaling_of_two_axes_by_hand():
 
 
 @pytest.mark.parametrize("rows", [200, 9])  # more than columns, and fewer
-@pytest.mark.parametrize("root", [False, True])
-def test_features_are_scaled_before_the_components(rows, root):
+def test_features_are_scaled_before_the_components(rows):
     x = correlated(rows, 12)
     pairs = torch.stack([x[:8], x[:8] + 0.3 * correlated(8, 12)])
-    scaling = torch.from_numpy(
-        within_image_scaling(torch.stack([square_roots(view) for view in pairs]) if root else pairs, 2.0)
-    ).float()
-    scaled = (square_roots(x) if root else x) @ scaling
-    fitted = whiten(x, 5, 0.5, prepare=Preparation(root), pairs=(pairs, 2.0))
+    scaled = x @ torch.from_numpy(within_image_scaling(pairs, 2.0)).float()
+    fitted = whiten(x, 5, 0.5, pairs=(pairs, 2.0))
     assert torch.allclose(fitted(x, unit=False).abs(), whiten(scaled, 5, 0.5)(scaled, unit=False).abs(), atol=1e-3)
-    assert not torch.allclose(fitted(x).abs(), whiten(x, 5, 0.5, prepare=Preparation(root))(x).abs(), atol=1e-2)
+    assert not torch.allclose(fitted(x).abs(), whiten(x, 5, 0.5)(x).abs(), atol=1e-2)
 
 
 @pytest.mark.parametrize("rows", [200, 9])  # more than columns, and fewer

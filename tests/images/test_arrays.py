@@ -109,21 +109,9 @@ def test_the_labels_of_a_data_set_of_torchvision(values, labels, tmp_path, monke
 def test_a_data_set_of_torchvision_that_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torchvision.datasets.SVHN.__init__", Mock(side_effect=OSError("no\nroute")))
-    for name, words in (("svhn", r"torchvision:SVHN .*no route"), ("cifar1O", "torchvision:CIFAR10 is")):
-        with pytest.raises(DataError, match=words):
-            find(f"torchvision:{name}")
+    with pytest.raises(DataError, match=r"torchvision:SVHN .*no route"):
+        find("torchvision:svhn")
     assert [path.name for path in tmp_path.iterdir()] == ["SVHN"]
-
-
-def test_images_of_an_array_may_have_as_many_pixels_as_those_of_files(tmp_path):
-    """Before one is read: here it would take 7.5 GB."""
-    file = tmp_path / "large.npy"
-    with file.open("wb") as stream:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (4, 50_000, 50_000, 3)}
-        np.lib.format.write_array_header_1_0(stream, header)
-        stream.truncate(stream.tell() + 4 * 50_000 * 50_000 * 3)
-    with pytest.raises(DataError, match=r"large\.npy .*89,478,485"):
-        find(file)
 
 
 PIXELS = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
@@ -159,7 +147,6 @@ def test_floats_of_another_scale_are_an_error_for_all_images_because_a_dark_one_
 
 def test_a_photograph_is_turned_as_its_file_would_be_and_over_white_where_it_is_transparent():
     turned = Image.fromarray(PIXELS)
-    assert np.array_equal(np.asarray(picture(turned)), PIXELS)
     turned.getexif()[0x0112] = 6
     assert picture(turned).size == (2, 5)
     assert (np.asarray(picture(np.dstack([PIXELS, np.zeros((2, 5), np.uint8)]))) == 255).all()
@@ -218,6 +205,7 @@ NO_IMAGES: list[tuple[object, str]] = [
     ("files/two.npz", r"two\.npz: .*np\.save"),
     ("files/float.npy", "float64, .*uint8"),
     ("files/damaged.npy", "damaged.npy"),
+    ("files/large.npy", r"large\.npy .*89,478,485"),  # pixels: before an image is read, which would take 7.5 GB
 ]
 
 
@@ -228,6 +216,10 @@ def test_what_is_no_source_of_images_has_a_reason(tmp_path: Path, monkeypatch: p
     np.savez(files / "two.npz", a=COLOURS, b=COLOURS)
     np.save(files / "float.npy", COLOURS / 255)
     (files / "damaged.npy").write_bytes((files / "float.npy").read_bytes()[:200])
+    with (files / "large.npy").open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (4, 50_000, 50_000, 3)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.truncate(stream.tell() + 4 * 50_000 * 50_000 * 3)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/link").symlink_to("nothing")
     for images, words in NO_IMAGES:
