@@ -142,6 +142,7 @@ REFUSED = [  # state of the run, change of its images, options (None: as before)
     ("killed", "", ["-k", "5", *FEW[2:], "--labels", "folders"], 2, "began as"),
     ("killed", "", [*FEW, "--labels", "other.csv"], 2, "--labels folders"),
     ("done", "", [*FEW, "--labels", "folders"], 2, "began as"),
+    ("killed", "added", None, 3, "bars/zz.png"),
     ("killed", "renamed", None, 3, "bars/000.png bars/00.png"),
     ("killed", "edited", None, 3, "bars/00.png"),
     ("killed", "swapped", None, 3, "bars/00.png blob/01.png"),
