@@ -288,7 +288,7 @@ def new(fit_once, tmp_path: Path) -> Path:
     return copy
 
 
-def own(run: Path) -> dict[str, bytes]:
+def run_files(run: Path) -> dict[str, bytes]:
     """The files of a run without the page, which is written again."""
     return {name: (run / name).read_bytes() for name in own_files(run) if name not in ("report.html", "log.txt")}
 
@@ -305,10 +305,10 @@ def test_a_promoted_run_is_in_the_place_of_the_old_one(run, new, elsewhere, prin
     (new / "mine.txt").write_text("mine")
     (run / "notes.txt").write_text("mine")
     (new / "report.html").write_text("with links from the new run's place")
-    of_new, of_old = own(new), contents(run)
+    of_new, of_old = run_files(new), contents(run)
     prints("promote", new, run)
     (former,) = run.parent.glob("run-until-*")
-    assert own(run) == of_new and contents(former) == of_old
+    assert run_files(run) == of_new and contents(former) == of_old
     assert state_of(run) is not None and state_of(former) is not None
     assert contents(run)["mine.txt"] == contents(former)["notes.txt"] == b"mine" and not (run / "notes.txt").exists()
     html = (run / "report.html").read_bytes()
