@@ -214,7 +214,9 @@ def test_all_methods_take_features(digits, of_features, tmp_path):
     assert np.array_equal(placed, of_features.place()) and placed["path"][:2].tolist() == ["0", "1"]
     assert of_features.nearest(digits[:2], n=1)[1].tolist() == [[0], [1]]
     table = pd.DataFrame(digits, columns=[f"pixel {i}" for i in range(64)])
-    assert DeepCluster(n_clusters=3).fit(table).feature_names_in_[1] == "pixel 1"
+    ours = DeepCluster(n_clusters=3)
+    assert np.array_equal(ours.fit_transform(table, np.arange(120)), of_features.embedding_)  # y is ignored
+    assert ours.feature_names_in_[1] == "pixel 1" and {*ours.names_} == {""}
     for alone in (DeepCluster.load(of_features.save(tmp_path)), load(tmp_path)):
         assert np.array_equal(alone.predict(digits), of_features.labels_)
         assert np.array_equal(alone.predict(table), of_features.labels_)
@@ -256,8 +258,8 @@ def test_few_rows_of_features_are_grouped(count, digits):
         DeepCluster(n_clusters=count + 1).fit(digits[:count])
 
 
-def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
-    changing = DeepCluster(n_clusters=3).fit(digits)
+def test_nothing_of_an_earlier_fit_is_left(of_features, untrained):
+    changing = copy.deepcopy(of_features)
     first = changing.run_
     assert not hasattr(clone(changing), "labels_")
     changing.recut(5).set_params(**UNTRAINED).fit(three_kinds())

@@ -128,12 +128,12 @@ def test_what_a_person_said_is_made_anew_and_no_number_comes_twice():
     assert made.model.names == ("a", "b", "c", "", "", "", "") and made.model.junk == (0,)
     assert made.model.placed == {2: "answer", 3: "checked", 8: "answer", 5: "answer"} and not made.model.drawn
     assert text.startswith("2 of 5 clusters of old continue") and "ended: 4; " in text
-    kept = "made anew: 1, 3; 3 names kept; dropped, because their clusters did not survive: 'e'; 1 junk mark"
-    assert text.endswith(f"{kept} dropped; 4 of 4 answers kept")
+    outcome = "made anew: 1, 3; 3 names kept; dropped, because their clusters did not survive: 'e'; 1 junk mark"
+    assert text.endswith(f"{outcome} dropped; 4 of 4 answers kept")
 
 
 def test_a_resumed_fit_knows_the_run_that_it_is_like(run, fit_once, photos, tmp_path, monkeypatch, ends):
-    fit = ["fit", photos, "-o", tmp_path / "new", "--labels", "folders", *small_fit("--rounds", "2")]
+    fit = ["fit", photos, "-o", tmp_path / "new", "--labels", "folders", *small_fit()]
     with monkeypatch.context() as patch:
         # The metrics before the rounds are of no cluster that a person corrected.
         patch.setattr("deepcluster.fitting.fit.continued", None)
@@ -288,7 +288,7 @@ def new(fit_once, tmp_path: Path) -> Path:
     return copy
 
 
-def own(run: Path) -> dict[str, bytes]:
+def run_files(run: Path) -> dict[str, bytes]:
     """The files of a run without the page, which is written again."""
     return {name: (run / name).read_bytes() for name in own_files(run) if name not in ("report.html", "log.txt")}
 
@@ -305,12 +305,12 @@ def test_a_promoted_run_is_in_the_place_of_the_old_one(run, new, elsewhere, prin
     (new / "mine.txt").write_text("mine")
     (run / "notes.txt").write_text("mine")
     (new / "report.html").write_text("with links from the new run's place")
-    of_new, of_old = own(new), contents(run)
+    of_new, of_old = run_files(new), contents(run)
     prints("promote", new, run)
-    (kept,) = run.parent.glob("run-until-*")
-    assert own(run) == of_new and contents(kept) == of_old
-    assert state_of(run) is not None and state_of(kept) is not None
-    assert contents(run)["mine.txt"] == contents(kept)["notes.txt"] == b"mine" and not (run / "notes.txt").exists()
+    (former,) = run.parent.glob("run-until-*")
+    assert run_files(run) == of_new and contents(former) == of_old
+    assert state_of(run) is not None and state_of(former) is not None
+    assert contents(run)["mine.txt"] == contents(former)["notes.txt"] == b"mine" and not (run / "notes.txt").exists()
     html = (run / "report.html").read_bytes()
     assert html == report(run).read_bytes()
     assert "Promoted" in (run / "log.txt").read_text()

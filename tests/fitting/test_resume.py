@@ -14,9 +14,12 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
+from deepcluster import algorithm
+from deepcluster.commands.cli import run_command
+from deepcluster.errors import Stopped
 from deepcluster.learning import training
 from deepcluster.nets.network import build
-from tests.helpers.commands import command
+from tests.helpers.commands import before_call
 from tests.helpers.runs import assert_same_result, change_record, contents, record, rows, small_fit
 from tests.helpers.sandbox import with_ctrl_c
 
@@ -34,11 +37,22 @@ def fit_of(photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(fit_of, tmp_path_factory):
-    """A run that was killed before the training of its second round."""
+    """A run as a kill before the training of its second round leaves it."""
     out = tmp_path_factory.mktemp("killed") / "run"
-    assert command(*fit_of(out), trap=("SIGKILL", "deepcluster.algorithm:train_on_pseudo_labels", 2))[0] == -9
-    assert record(out)["status"] == "running" and not (out / "report.html").exists()
-    return out
+
+    def leave() -> None:
+        shutil.copytree(out, out.with_name("left"))
+        raise Stopped("a kill in the place of this")
+
+    with pytest.MonkeyPatch.context() as patch:
+        train = before_call(2, leave)(algorithm.train_on_pseudo_labels)
+        patch.setattr(algorithm, "train_on_pseudo_labels", train)
+        words = [*map(str, fit_of(out))]
+        patch.setattr("sys.argv", ["deepcluster", *words])  # run.json has them
+        assert run_command(words) == 75
+    left = out.with_name("left")
+    assert record(left)["status"] == "running" and not (left / "report.html").exists()
+    return left
 
 
 def test_with_at_most_the_rounds_done_it_ends_with_these(killed, fit_of, tmp_path, ends):
@@ -49,15 +63,15 @@ def test_with_at_most_the_rounds_done_it_ends_with_these(killed, fit_of, tmp_pat
     assert "the run began as: deepcluster fit" in ends([*fit_of(run, 2), "--resume"], 2) and contents(run) == before
     first, second = (load_file(run / f"checkpoints/{name}.safetensors") for name in ("000000", "000001"))
     ends([*fit_of(run, 1), "--resume", "--keep-checkpoints"], 0)
-    told = record(run)
-    assert (told["status"], told["rounds"], told["stopped_because"]) == ("done", 1, "ended on request")
+    run_json = record(run)
+    assert (run_json["status"], run_json["rounds"], run_json["stopped_because"]) == ("done", 1, "ended on request")
     assert "rounds = 3\n" in (run / "recipe.toml").read_text() and "baseline_nmi" in (run / "metrics.json").read_text()
     model = load_file(run / "model/model.safetensors")
     learnt = [name for name in model if name.startswith("body.") and name.endswith(("weight", "bias"))]
     for name in learnt:
         assert torch.equal(model[name], torch.lerp(first[f"network.{name}"], second[f"network.{name}"], 0.4)), name
     assert learnt and ends([*fit_of(run), "--resume"], 0) == ""  # it is finished
-    assert record(run) == told
+    assert record(run) == run_json
 
 
 def test_without_a_round_done_it_ends_with_the_network_as_it_was_given(killed, fit_of, tmp_path, ends):
@@ -74,8 +88,8 @@ def test_without_a_round_done_it_ends_with_the_network_as_it_was_given(killed, f
 def test_before_the_result_a_run_is_called_unfinished_and_not_damaged(verb, finished, photos, tmp_path, ends):
     stopped = tmp_path / "run"
     stopped.mkdir()
-    told = record(finished)
-    begun = {key: told[key] for key in told if key != "rounds"} | {"status": "stopped"}
+    run_json = record(finished)
+    begun = {key: run_json[key] for key in run_json if key != "rounds"} | {"status": "stopped"}
     (stopped / "run.json").write_text(json.dumps(begun), encoding="utf-8")
     rest = {"recut": ["-k", "3"], "export": ["--to", "folders", "-o", tmp_path / "sorted"], "predict": [photos]}
     said = ends([verb, stopped, *rest[verb]], 4, 5)
@@ -197,7 +211,7 @@ def test_labels_belong_to_the_run(photos, tmp_path, monkeypatch, ends):
     run, labels = tmp_path / "run", tmp_path / "labels.csv"
     names = [path.relative_to(photos).as_posix() for path in sorted(photos.rglob("*.png"))]
     labels.write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
-    fit = ["fit", photos, "-o", run, *small_fit("--rounds", "2")]
+    fit = ["fit", photos, "-o", run, *small_fit()]
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setattr(training, "Outputs", with_ctrl_c(training.Outputs))

@@ -152,10 +152,10 @@ def test_a_number_is_never_given_twice(ways: list[str], seed: int) -> None:
     model = tiny_model(("",) * 4, cut=as_clusters(kmeans(ROWS, 4)))
     present = ever = {*range(4)}
     for step in ways:
-        free, some = len(model.names), random.sample(sorted(present), min(2, len(present)))
-        target = random.choice([some[0], free - 1, free, free + 1])
+        free, pair = len(model.names), random.sample(sorted(present), min(2, len(present)))
+        target = random.choice([pair[0], free - 1, free, free + 1])
         moves = tuple((row, target) for row in random.sample(range(30), random.choice([1, 9, 30])))
-        edits: dict[str, Any] = {"merge": (tuple(some),), "split": ((some[0], 2),), "move": moves}
+        edits: dict[str, Any] = {"merge": (tuple(pair),), "split": ((pair[0], 2),), "move": moves}
         count = 0
         with suppress(UsageError):  # a cluster of one part, a number that was given, or a recut into too few
             if step == "like":
@@ -193,11 +193,11 @@ def test_moved_rows_are_where_they_should_be_and_the_others_stay() -> None:
     placed = before.cluster
     wanted = placed.clone()
     wanted[100:160] = torch.randint(6, (60,), generator=random)  # some of them in groups that are new
-    found = pinned(rows, groups, wanted, before)
-    after = placement_of(rows, found, rows[:1])
+    moved = pinned(rows, groups, wanted, before)
+    after = placement_of(rows, moved, rows[:1])
     assert torch.equal(after.cluster, wanted)
     # Moved again, and back.
-    again = pinned(rows, found, placed, after)
+    again = pinned(rows, moved, placed, after)
     assert torch.equal(placement_of(rows, again, rows[:1]).cluster, placed)
     assert torch.equal(pinned(rows, groups, placed, before).cluster_of, groups.cluster_of)  # nothing to do
     # An image that equals a moved one goes with it.
@@ -212,15 +212,15 @@ def test_places_in_a_cut_follow_from_those_in_another_bit_for_bit() -> None:
     rows = torch.nn.functional.normalize(torch.randn(300, 5, generator=random))
     cut = Cut(torch.cat([rows[:20], rows[:2], torch.randn(18, 5, generator=random)]), torch.arange(40) % 6)
     places = placement_of(rows, cut, rows[:3])
-    for kept, new in ((40, 0), (40, 1), (40, 7), (33, 0), (33, 20), (5, 2), (1, 0), (0, 3), (30, 10)):
-        stays = torch.randperm(len(cut.centroids), generator=random)[:kept]
+    for staying, new in ((40, 0), (40, 1), (40, 7), (33, 0), (33, 20), (5, 2), (1, 0), (0, 3), (30, 10)):
+        stays = torch.randperm(len(cut.centroids), generator=random)[:staying]
         added = rows[torch.randint(300, (new,), generator=random)]
         numbers = torch.cat([cut.cluster_of[stays], torch.randint(8, (new,), generator=random)])
-        numbers = numbers.where(torch.tensor(kept != 33) | (numbers != 1), 2)  # two are merged
+        numbers = numbers.where(torch.tensor(staying != 33) | (numbers != 1), 2)  # two are merged
         former, cut = cut, Cut(torch.cat([cut.centroids[stays], added]), numbers)
         wanted, places = placement_of(rows, cut, rows[:3]), placement_of(rows, cut, rows[:3], (former, places))
         for name, values in vars(places).items():
-            assert name == "rival" or torch.equal(values, vars(wanted)[name]), (name, kept, new)
+            assert name == "rival" or torch.equal(values, vars(wanted)[name]), (name, staying, new)
 
 
 def test_every_edit_counts_in_the_digest() -> None:

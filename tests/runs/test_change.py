@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -16,33 +14,18 @@ import pytest
 from deepcluster.commands.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.model import WORDS
-from deepcluster.runs.apply import apply, by_edits
-from deepcluster.runs.change import ChangeOf, by_history, preview, redo, undo
+from deepcluster.runs.apply import apply
+from deepcluster.runs.change import redo, undo
 from deepcluster.runs.page import tree_of
-from deepcluster.runs.recut import by_number, recut
+from deepcluster.runs.recut import recut
 from deepcluster.runs.run import read_run
-from deepcluster.runs.teach import Answer, taught_by, teach
+from deepcluster.runs.teach import Answer, teach
 from deepcluster.runs.update import update
-from deepcluster.runtime.console import Silent
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.former import history
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.features import blobs
 from tests.helpers.runs import contents, rows, without_page
-
-MERGE = Edits(merge=((0, 2),), names={0: "both"})
-NAME = Edits(names={2: "two"})
-ANSWERS = [Answer(0, 2), Answer(20, name="new")]
-
-# The maker of a change, and the function that also writes it.
-CASES: dict[str, tuple[ChangeOf, Callable[[Path], object]]] = {
-    "merge": (partial(by_edits, MERGE), lambda run: apply(run, MERGE)),
-    "name": (partial(by_edits, NAME), lambda run: apply(run, NAME)),
-    "teach": (lambda _, run: taught_by(run, ANSWERS), lambda run: teach(run, ANSWERS)),
-    "recut": (partial(by_number, 2, Silent()), lambda run: recut(run, 2)),
-    "undo": (partial(by_history, 2), lambda run: undo(run, changes=2)),
-    "redo": (partial(by_history, 1, forward=True), redo),
-}
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +43,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_preview_is_what_the_change_writes(made: Path, tmp_path: Path, name: str) -> None:
-    run = Path(shutil.copytree(made, tmp_path / "run"))
-    change_of, write = CASES[name]
-    files, before = contents(run), read_run(open_run(run))
-    change = change_of(open_run(run), before)
-    moves = preview(before, change.run)
-    assert contents(run) == files, "a change is a value"
-    write(run)
-    after = read_run(open_run(run))
-    pairs = [*zip(before.placement.cluster.tolist(), after.placement.cluster.tolist(), strict=True)]
-    assert moves == {pair: pairs.count(pair) for pair in {*pairs} if pair[0] != pair[1]}
-    assert bool(moves) == (name != "name")
-    assert vars(change.run.model)["said"] == after.model.said and change.run.model.names == after.model.names
-    # Edits of a page before a name are edits of the page after it.
-    assert (after.facts.cut == before.facts.cut) == (name == "name")
-    assert (after.facts.edits is None) == (name in ("recut", "undo", "redo"))
-    if change.text:
-        assert history(open_run(run))[0][0].text == change.text
-
-
 def whole(run: Path) -> dict[str, object]:
     """All that a command could change in a run folder, the log and times too."""
     paths = [path for path in sorted(run.rglob("*")) if path.name != "lock"]
@@ -88,7 +50,8 @@ def whole(run: Path) -> dict[str, object]:
 
 
 LINES = {
-    "merge": "apply RUN edits.json",
+    "merge": "apply RUN merge.json",
+    "name": "apply RUN name.json",
     "undo": "apply RUN --undo 2",
     "redo": "apply RUN --redo",
     "recut": "recut RUN -k 2",
@@ -102,24 +65,31 @@ def test_a_dry_run_says_what_the_command_does_and_writes_nothing(
     made: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(made, "RUN")
-    Path("edits.json").write_text(json.dumps({"schema_version": 1, "merge": [[0, 2]], "names": {"0": "both"}}))
+    run = Path(shutil.copytree(made, "RUN"))
+    Path("merge.json").write_text(json.dumps({"schema_version": 1, "merge": [[0, 2]], "names": {"0": "both"}}))
+    Path("name.json").write_text(json.dumps({"schema_version": 1, "names": {"2": "two"}}))
     Path("answers.csv").write_text("path,name\n0,\n20,new\n40,new\n")
     np.save("more.npy", blobs([0, 3], 8, seed=1).numpy())
-    before, sizes = whole(Path("RUN")), Counter(row["cluster"] for row in rows(Path("RUN/clusters.csv")))
+    before, files = read_run(open_run(run)), whole(run)
     assert run_command([*LINES[name].split(), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "nothing was written" in said and whole(Path("RUN")) == before
+    assert "nothing was written" in capsys.readouterr().out and whole(run) == files
     assert run_command([*LINES[name].split(), "--dry-run", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["dry_run"] and whole(Path("RUN")) == before
+    preview = json.loads(capsys.readouterr().out)
+    assert preview["dry_run"] and whole(run) == files
     assert run_command(LINES[name].split()) == 0
-    after = rows(Path("RUN/cluster_summary.csv"))
-    assert told["clusters"] == len(after)
-    assert {str(row["cluster"]): row["before"] for row in told["sizes"] if row["before"]} == sizes
-    here = {str(row["cluster"]): (row["after"], row["name"]) for row in told["sizes"] if row["after"]}
-    assert here == {row["cluster"]: (int(row["size"]), row["name"]) for row in after if row["size"] != "0"}
-    assert (told["changed"] > 0) == bool(told["changes"]) == (name != "update")
+    after, summary = read_run(open_run(run)), rows(run / "cluster_summary.csv")
+    assert preview["clusters"] == len(summary)
+    sizes = {row["cluster"]: row["before"] for row in preview["sizes"] if row["before"]}
+    assert sizes == Counter(before.placement.cluster.tolist())
+    named = {str(row["cluster"]): (row["after"], row["name"]) for row in preview["sizes"] if row["after"]}
+    assert named == {row["cluster"]: (int(row["size"]), row["name"]) for row in summary if row["size"] != "0"}
+    pairs = zip(before.placement.cluster.tolist(), after.placement.cluster.tolist(), strict=False)
+    moves = Counter(pair for pair in pairs if pair[0] != pair[1])
+    assert {(row["before"], row["after"]): row["images"] for row in preview["changes"]} == moves
+    assert preview["changed"] == moves.total() and bool(moves) == (name not in ("name", "update"))
+    # Edits of a page before a name or an update are edits of the page after it.
+    assert (after.facts.cut == before.facts.cut) == (name in ("name", "update"))
+    assert (after.facts.edits is None) == (name not in ("merge", "name", "teach"))
 
 
 # ---- steps back and forward -----------------------------------------------------------------------------------------

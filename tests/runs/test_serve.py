@@ -143,9 +143,9 @@ def test_a_tab_of_an_older_state_changes_nothing(run: Path, monkeypatch: pytest.
         status, answered = answer(address, action, old, **({"k": 4} if action == "recut" else {}))
         assert status == 409 and "reload the page" in answered["error"]
     assert contents(run) == before and not run.with_name("run-sorted").exists()
-    old, kept = version(address), result(run)  # of a page that would make a cluster 3 again
+    old, facts = version(address), result(run)  # of a page that would make a cluster 3 again
     assert answer(address, "apply", old, move=[[0, 3]])[0] == answer(address, "undo", version(address))[0] == 200
-    assert result(run) == kept and "reload the page" in answer(address, "ask", old)[1]["error"]
+    assert result(run) == facts and "reload the page" in answer(address, "ask", old)[1]["error"]
 
     @contextmanager
     def late(path: Path) -> Iterator[run_folder.LockedFolder]:
@@ -166,9 +166,9 @@ def test_every_change_has_a_preview_and_a_step_back_can_be_made_again(run: Path)
     address = serving(run)
 
     def state() -> dict[str, Any]:
-        found = re.search(r'id="data">(.*?)</script>', ask(address)[1])
-        assert found
-        return json.loads(found[1])["served"]
+        data = re.search(r'id="data">(.*?)</script>', ask(address)[1])
+        assert data
+        return json.loads(data[1])["served"]
 
     changes: list[tuple[str, dict[str, Any]]] = [
         ("apply", {"edits": {"schema_version": 1, "merge": [[0, 1]], "names": {"0": "both"}}}),

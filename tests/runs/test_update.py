@@ -134,7 +134,7 @@ def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, mon
     assert update(run, str(photos)).known == 48
 
 
-def test_a_second_update_and_a_grown_folder(run, images, more):
+def test_a_second_update_and_a_grown_folder(run, images, more, tmp_path):
     fit = ["fit", str(images), "-o", str(run), *small_fit(*FIVE_CLUSTERS)]
     baseline = record(run)["baseline"]
     shutil.copytree(more / "1", images / "new")
@@ -148,6 +148,11 @@ def test_a_second_update_and_a_grown_folder(run, images, more):
     before = contents(run)
     assert run_command([*fit, "--resume"]) == 0
     assert contents(run) == before
+    # The images of the second update are still there if those of the fit have moved.
+    images.rename(tmp_path / "moved")
+    out = ["-o", str(tmp_path / "out"), "--images", str(tmp_path / "moved")]
+    assert run_command(["export", str(run), "--to", "folders", *out]) == 0
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 60
 
 
 def test_skipped_files_are_listed_and_may_be_added_later(run, photos, more):
@@ -306,15 +311,6 @@ def test_a_run_of_several_folders_finds_its_images_from_everywhere(photos, tmp_p
     prints("export", run, "--to", "folders", "-o", "sorted")
     (images / "bars").rename(images / "lines")
     assert len(at_hand(run).paths) == 32
-
-
-def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(run, images, more, tmp_path):
-    shutil.copytree(more / "1", images / "new")
-    assert (update(run, str(images)).added, update(run, str(more)).added) == (4, 8)
-    images.rename(tmp_path / "moved")
-    out = ["-o", str(tmp_path / "out"), "--images", str(tmp_path / "moved")]
-    assert run_command(["export", str(run), "--to", "folders", *out]) == 0  # none of them is missing
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 60
 
 
 def test_a_file_that_has_changed_is_known_whatever_it_is_called(run, images, tmp_path):
@@ -481,19 +477,19 @@ def test_nights_of_the_script_of_the_page(many_features, tmp_path):
         """The exit code, the text for the mail, and update.json."""
         environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         done = subprocess.run([script, run, inbox], env=environment, capture_output=True, text=True)
-        told = Path(f"{run}.update.json").read_text()
-        return done.returncode, done.stdout, json.loads(told) if told else {}
+        update_json = Path(f"{run}.update.json").read_text()
+        return done.returncode, done.stdout, json.loads(update_json) if update_json else {}
 
-    code, said, told = night()  # no inbox
-    assert code == told["code"] == 3 and said.startswith("The update ended with 3")
+    code, said, update_json = night()  # no inbox
+    assert code == update_json["code"] == 3 and said.startswith("The update ended with 3")
     np.save(inbox, alike[:40])
     assert night()[:2] == (0, "")
     np.save(inbox, strange[:30])
-    code, said, told = night()
-    assert code == 0 and len(told["strangers"]) >= 30
+    code, said, update_json = night()
+    assert code == 0 and len(update_json["strangers"]) >= 30
     reason, command, *paths = said.splitlines()
-    assert reason.endswith(told["reason"]) and command == f"deepcluster fit --like {run}"
-    assert paths == told["strangers"][:20]
+    assert reason.endswith(update_json["reason"]) and command == f"deepcluster fit --like {run}"
+    assert paths == update_json["strangers"][:20]
     code, said, _ = night(killed.parent)
     assert code == 137 and said.startswith("The update ended with 137")
 
@@ -503,8 +499,8 @@ def test_the_picture_of_a_row_on_a_sheet(monkeypatch):
     images = drawings(6, size=32)[0]  # 18, every second one is on the sheet
     images[4] = pictures.GREY_LEVEL
     picture = pictures_on(sprite_sheet(tiny_pictures(images, 0, 18), 18), 18)
-    found = np.asarray(picture(16)).astype(float)
-    assert np.argmin([np.abs(found - image.permute(1, 2, 0).numpy()).mean() for image in images]) == 16
+    shown = np.asarray(picture(16)).astype(float)
+    assert np.argmin([np.abs(shown - image.permute(1, 2, 0).numpy()).mean() for image in images]) == 16
     assert picture(4) is None and picture(15) is None
 
 

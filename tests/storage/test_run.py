@@ -49,9 +49,9 @@ def test_the_files_and_their_columns(two_rounds):
     assert 0 < float(history[1]["cluster_weight"]) <= 1
     assert (two_rounds / "skipped.csv").read_text() == "path,reason\n"
     assert tomllib.loads((two_rounds / "recipe.toml").read_text())["rounds"] == 2
-    told = record(two_rounds)
-    assert (told["status"], told["rounds"]) == ("done", 2)
-    assert {*told["seconds_by_phase"]} == {"reading", "rounds", "result"}
+    run_json = record(two_rounds)
+    assert (run_json["status"], run_json["rounds"]) == ("done", 2)
+    assert {*run_json["seconds_by_phase"]} == {"reading", "rounds", "result"}
     assert not left_behind(two_rounds)
     assert not [*two_rounds.glob("checkpoints/*")]
 
@@ -96,7 +96,8 @@ def test_labels_change_nothing_but_the_metrics(two_rounds, fit_once):
 
 def test_without_k_a_number_is_suggested(photos, tmp_path):
     display = Said()
-    folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", n_clusters=None), display).path
+    request = Request(out=tmp_path / "run", recipe=read_request(OPTIONS | {"rounds": 0}))
+    folder = run.fit(photos, request, display).path
     count, *others = [candidate["k"] for candidate in result(folder)["candidates"]]
     assert 2 * count in others and len(rows(folder / "cluster_summary.csv")) == count
     assert any(

@@ -24,7 +24,7 @@ from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import FILES
 from deepcluster.storage.edits_file import Edits
 from tests.helpers.features import blobs
-from tests.helpers.runs import change_record, contents, left_behind, small_fit, state_of
+from tests.helpers.runs import change_record, contents, left_behind, small_fit, state_of, without_page
 from tests.helpers.tiny import change_config, tiny_run
 
 
@@ -40,8 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place.mkdir()
     np.save(place / "images.npy", blobs([15] * 4).numpy())
     assert run_command(["fit", f"{place}/images.npy", "--features", "-o", f"{place}/run", "-k", "4", "-q"]) == 0
-    for page in ("report.html", "map.npy", "thumbnails.webp", "tiles.json"):
-        (place / "run" / page).unlink(missing_ok=True)
+    without_page(place / "run")
     for name in "ab":
         apply(place / "run", Edits(names={0: name}))
     undo(place / "run")
