@@ -204,8 +204,9 @@ def survey(source: Source) -> tuple[int, bool]:
         """Return ``look`` of the first usable images."""
         looked: list[int] = []
         failures: list[tuple[str, Reason]] = []
-        with closing(_results(lambda at: _value_or_reason(look, order[at]), len(order))) as results:
-            for i, result in zip(order, results, strict=True):
+        with pool_of(cores()) as pool:
+            results = in_order(pool, partial(_value_or_reason, look), order, 2 * cores())
+            for i, result in zip(order, results, strict=False):
                 if isinstance(result, Reason):
                     failures.append((source.paths[i], result))
                     continue
