@@ -47,9 +47,9 @@ def enter(page: Any, text: str) -> None:
 
 def first_number(place: Any) -> int:
     text = place.inner_text()
-    found = re.search(r"\d+", text)
-    assert found, text
-    return int(found[0])
+    number = re.search(r"\d+", text)
+    assert number, text
+    return int(number[0])
 
 
 def shown_part(page: Any) -> list[str]:
@@ -65,7 +65,7 @@ class Cards:
 
     def __init__(self, page: Any) -> None:
         self.page = page
-        self.told = page.locator("#told")
+        self.message = page.locator("#told")
 
     def card(self, number: int) -> Any:
         return self.page.locator(f"#cluster-{number}")
@@ -75,8 +75,8 @@ class Cards:
 
     def hears(self, text: str) -> Any:
         """Wait for words, a click on which removes them."""
-        self.told.get_by_text(text).wait_for()
-        return self.told
+        self.message.get_by_text(text).wait_for()
+        return self.message
 
     def name(self, number: int, name: str) -> None:
         """Type a name into the title of a card."""

@@ -39,8 +39,8 @@ def prose(page: Path) -> str:
 
 def blocks(page: Path) -> list[Block]:
     return [
-        Block(each[2], re.sub(rf"^{each[1]}", "", each[3], flags=re.MULTILINE))
-        for each in FENCE.finditer(text_of(page))
+        Block(fenced[2], re.sub(rf"^{fenced[1]}", "", fenced[3], flags=re.MULTILINE))
+        for fenced in FENCE.finditer(text_of(page))
     ]
 
 

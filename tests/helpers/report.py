@@ -44,8 +44,8 @@ class Page(HTMLParser):
         wanted = {name.removesuffix("_"): value for name, value in wanted.items()}
         return [
             (attributes, " ".join("".join(text).split()))
-            for found, attributes, text in self.elements
-            if found == tag and wanted.items() <= attributes.items()
+            for name, attributes, text in self.elements
+            if name == tag and wanted.items() <= attributes.items()
         ]
 
     def text(self) -> str:

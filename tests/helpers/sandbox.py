@@ -55,7 +55,9 @@ def example_of(verb: str) -> str:
 
 
 def options(verb: str) -> set[str]:
-    return {name for each in app[verb].assemble_argument_collection() for name in each.names if name.startswith("-")}
+    return {
+        name for option in app[verb].assemble_argument_collection() for name in option.names if name.startswith("-")
+    }
 
 
 class Sandbox:
@@ -125,7 +127,7 @@ class Sandbox:
             questions.loc[:1, "name"] = ["roses", "lilies"]  # answers the first two
             questions.to_csv(arguments[2], index=False)
         before, pipe, _ = line.rpartition("| ")
-        expected = int(found[1]) if (found := re.search(r"#.*exit code (\d+)", line)) else 0
+        expected = int(promised[1]) if (promised := re.search(r"#.*exit code (\d+)", line)) else 0
 
         said, complained = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
@@ -142,7 +144,7 @@ class Sandbox:
             assert Path(out).exists(), line
 
     def _write_edits(self, run: str, edits: str) -> None:
-        """Write the edits that the page shows, or some, for the cut of the run."""
+        """Write the edits that the page shows, or made-up ones, for the cut of the run."""
         on_page = (json.loads(block.text) for block in blocks(self.page) if block.language == "json")
         shown = next(on_page, {"schema_version": 1, "names": {"0": "roses"}, "merge": [[1, 3]]})
         Path(edits).write_text(json.dumps(shown | {"cut": json.loads(text_of(Path(run, "result.json")))["cut"]}))

@@ -26,12 +26,12 @@ class Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, inside: Tensor) -> "Elsewhere":
-        found = Tensor._make_wrapper_subclass(
+        tensor = Tensor._make_wrapper_subclass(
             cls, inside.shape, strides=inside.stride(), storage_offset=inside.storage_offset(), dtype=inside.dtype,
             device=ELSEWHERE,
         )  # fmt: skip
-        found.inside = inside
-        return found
+        tensor.inside = inside
+        return tensor
 
     def __init__(self, inside: Tensor):
         pass
@@ -54,10 +54,10 @@ class _Device(TorchDispatchMode):
 
 
 def _run(func: Any, args: Any, kwargs: Any, waits: Counter[str]) -> Any:
-    name, where = func.__name__, kwargs.get("device")
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-    far = [each for each in tensors if isinstance(each, Elsewhere)]
-    near = [each for each in tensors if not isinstance(each, Elsewhere) and each.dim()]
+    name, device = func.__name__, kwargs.get("device")
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    far = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
+    near = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.dim()]
     if far and near and name not in MIXED:
         raise RuntimeError(f"{name}: tensors on two devices")
     if (
@@ -66,26 +66,26 @@ def _run(func: Any, args: Any, kwargs: Any, waits: Counter[str]) -> Any:
         and args[2].dim()
     ):
         raise RuntimeError(f"{name}: values on another device")
-    there = bool(far) if where is None else torch.device(where).type == ELSEWHERE.type
-    if there and kwargs.get("generator") is not None:
+    is_far = bool(far) if device is None else torch.device(device).type == ELSEWHERE.type
+    if is_far and kwargs.get("generator") is not None:
         raise RuntimeError(f"{name}: a generator of the CPU for a tensor on another device")
     if far and name == "_adaptive_avg_pool2d.default" and any(map(int.__mod__, args[0].shape[-2:], args[1])):
         raise RuntimeError("Adaptive pool MPS: input sizes must be divisible by output sizes")
     args_inside, kwargs_inside = tree_map(lambda x: x.inside if isinstance(x, Elsewhere) else x, (args, kwargs))
-    if where is not None:
+    if device is not None:
         kwargs_inside["device"] = torch.device("cpu")
-    leaves = name == "_local_scalar_dense.default" or (name == "_to_copy.default" and not there)
+    leaves = name == "_local_scalar_dense.default" or (name == "_to_copy.default" and not is_far)
     counts = name in ("nonzero.default", "bincount.default", "unique_consecutive.default", "_unique2.default")
     copied = name == "copy_.default" and isinstance(args[1], Elsewhere) and not isinstance(args[0], Elsewhere)
     if copied or (far and (leaves or counts)):
         waits[name] += 1
-    found = func(*args_inside, **kwargs_inside)
-    if args and isinstance(found, Tensor) and found is args_inside[0]:
+    result = func(*args_inside, **kwargs_inside)
+    if args and isinstance(result, Tensor) and result is args_inside[0]:
         return args[0]
     if name == "copy_.default":
         return args[0]
-    there = isinstance(args[0], Elsewhere) if name in MIXED else there
-    return tree_map(lambda x: Elsewhere(x) if isinstance(x, Tensor) else x, found) if there else found
+    is_far = isinstance(args[0], Elsewhere) if name in MIXED else is_far
+    return tree_map(lambda x: Elsewhere(x) if isinstance(x, Tensor) else x, result) if is_far else result
 
 
 @contextmanager

@@ -50,16 +50,16 @@ def ask(
 
 def version(address: str) -> str:
     """The version of the run that the page is of."""
-    found = re.search(r'"served":\{"version":"([0-9a-f]{64}-[0-9]+-[0-9]+)"', ask(address)[1])
-    assert found
-    return found[1]
+    served = re.search(r'"served":\{"version":"([0-9a-f]{64}-[0-9]+-[0-9]+)"', ask(address)[1])
+    assert served
+    return served[1]
 
 
 def pictures_of(address: str) -> str:
     """The version of the images that the page is of."""
-    found = re.search(r'"pictures":"([0-9a-f]+-[0-9]+)"', ask(address)[1])
-    assert found
-    return found[1]
+    pictures = re.search(r'"pictures":"([0-9a-f]+-[0-9]+)"', ask(address)[1])
+    assert pictures
+    return pictures[1]
 
 
 def answer(address: str, action: str, of: str, **words: object) -> tuple[int, dict[str, Any]]:

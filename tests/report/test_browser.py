@@ -356,7 +356,7 @@ def test_without_a_server_or_beside_another_change_the_page_says_what_to_do(copi
         page.route("**/apply", lambda route: route.abort("connectionrefused"))
         cards.name(0, NAME)
         cards.hears("The server does not answer")
-        assert "deepcluster report run --serve --open" in cards.told.inner_text()
+        assert "deepcluster report run --serve --open" in cards.message.inner_text()
         page.unroute("**/apply")  # it was asleep
         page.locator("#cluster-0 .title").press("Enter")
         cards.hears("Cluster 0 is now")
@@ -410,7 +410,7 @@ def test_sorting_asks_four_things_remembers_them_and_reads_the_folder_back(
         cards.hears("Cluster 0 is now")
         assert str(out) in told.inner_text()
         page.locator("#into-folders").click()
-        assert not cards.told.is_visible()  # behind a dialog
+        assert not cards.message.is_visible()  # behind a dialog
         page.reload()
         page.locator("#into-folders").click()
         assert page.locator("#sort-name").input_value() == "meine Bilder"
@@ -535,7 +535,7 @@ def test_corrections_in_series_need_one_opening(copied: Path, browser: Any) -> N
         assert page.locator("#one .targets").inner_text().split() == ["1", "cluster", "2", "2", "cluster", "1"]
         press(page, "Escape", "Escape")
         cards.hears("3 images moved")
-        assert "deepcluster" not in cards.told.inner_text()
+        assert "deepcluster" not in cards.message.inner_text()
         after = {row["path"]: row["cluster"] for row in now(copied)}
         assert after == before | dict(zip(far[1:4], "221", strict=True))
 

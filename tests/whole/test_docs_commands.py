@@ -152,8 +152,8 @@ def test_no_paragraph_has_more_than_80_words():
 
 def test_every_help_ends_with_an_example_of_its_command():
     for verb in verbs():
-        (found, *_) = pages.of_deepcluster(example_of(verb)) or [""]
-        assert found == verb
+        (name, *_) = pages.of_deepcluster(example_of(verb)) or [""]
+        assert name == verb
 
 
 def test_commands_are_found():
@@ -179,7 +179,7 @@ def test_options_in_the_prose_exist():
         if page.name in HISTORY:
             continue
         for code in re.findall(r"`((?:deepcluster |-)[^`\n]+)`", prose(page)):
-            verb = found[1] if (found := re.match(r"deepcluster (\w+)", code)) else ""
+            verb = command[1] if (command := re.match(r"deepcluster (\w+)", code)) else ""
             assert verb in verbs() | {"", "VERB"}, f"{page.name}: {code}"
             named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", code))
             assert named <= (options(verb) if verb in verbs() else everywhere), f"{page.name}: {code}"

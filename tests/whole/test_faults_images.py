@@ -132,10 +132,10 @@ def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatc
     files = {file.relative_to(out).as_posix(): file.read_bytes() for file in out.rglob("*") if file.is_file()}
     for name, data in [*files.items(), *((f"picture {i}", data) for i, data in enumerate(pictures))]:
         assert CANARY not in data and not (name.startswith("model/") and b".jpg" in data), name
-    told = {name for name, data in files.items() if HOME.encode() in data}
+    names_of_home = {name for name, data in files.items() if HOME.encode() in data}
     # A list of absolute paths is what the tables are about; the folder of images is not.
     tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "nouns.csv"}
-    assert told == {"run.json", "log.txt"} | (tables | {"images.csv"} if listed else set())
+    assert names_of_home == {"run.json", "log.txt"} | (tables | {"images.csv"} if listed else set())
     assert "deepcluster fit .../" in page and "-o .../one" in page
 
 

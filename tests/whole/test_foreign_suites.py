@@ -45,8 +45,8 @@ class Ours(KMeans):
         best = min((self._once(data, seed + run) for run in range(runs)), key=lambda result: result.inertia)
         self.cluster_centers_, self.inertia_ = best.centroids.numpy().astype(X.dtype), best.inertia
         self.labels_, self.n_iter_, self._n_threads = best.labels.numpy()[np.cumsum(copies) - 1], best.iterations, 1
-        if (found := int((best.sizes > 0).sum())) < self.n_clusters:
-            text = f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters})"
+        if (distinct := int((best.sizes > 0).sum())) < self.n_clusters:
+            text = f"Number of distinct clusters ({distinct}) found smaller than n_clusters ({self.n_clusters})"
             warn(f"{text}. Possibly due to duplicate points in X.", ConvergenceWarning, stacklevel=2)
         return self
 
@@ -122,8 +122,8 @@ def test_duckdb_reads_the_tables_strictly(tmp_path):
 
     used[-1] = ("./=1+1.png", *used[-1][1:])  # a spreadsheet would compute the path
     strict = "strict_mode = true, header = true"
-    found = duckdb.sql(f"select {columns} from read_csv('{run / 'clusters.csv'}', {strict})").fetchall()
-    assert found == [*used, skipped]
+    selected = duckdb.sql(f"select {columns} from read_csv('{run / 'clusters.csv'}', {strict})").fetchall()
+    assert selected == [*used, skipped]
     for file in run.glob("*.csv"):
         table = duckdb.sql(f"from read_csv('{file}', {strict}, all_varchar = true)")
         names = file.read_text("utf-8-sig").partition("\n")[0].split(",")

@@ -65,7 +65,7 @@ class Person:
     def name_of(self, row: int) -> str:
         return self.run.model.names[self.clusters()[row]]
 
-    def some(self, things: list[int], count: int = 1) -> list[int]:
+    def choice_of(self, things: list[int], count: int = 1) -> list[int]:
         return self.random.choice(things, min(count, len(things)), replace=False).tolist()
 
     def take(self, change: Change) -> None:
@@ -88,7 +88,7 @@ class Person:
     # ---- her steps --------------------------------------------------------------------------------------------------
 
     def name(self) -> None:
-        (group,) = self.some(self.present())
+        (group,) = self.choice_of(self.present())
         name = str(self.random.choice(["a", "b", "c", "d", "new", ""]))
         inside = [row for row, cluster in enumerate(self.clusters()) if cluster == group and row in self.placed]
         self.take(applied(self.run, Edits(names={group: name})))
@@ -97,21 +97,21 @@ class Person:
 
     def merge(self) -> None:
         if len(self.present()) > 3:
-            pair = self.some(self.present(), 2)
+            pair = self.choice_of(self.present(), 2)
             inside = [row for row in self.placed if self.clusters()[row] in pair]
             self.take(applied(self.run, Edits(merge=(tuple(pair),))))
             self.lets_go(inside)
 
     def split(self) -> None:
-        (group,) = self.some(self.present())
+        (group,) = self.choice_of(self.present())
         inside = [row for row in self.placed if self.clusters()[row] == group]
         with suppress(UsageError):  # of one centroid
             self.take(applied(self.run, Edits(split=((group, 2),))))
         self.lets_go(inside)
 
     def move(self) -> None:
-        rows = self.some([*range(len(self.run.rows.paths))], 2)
-        (group,) = self.some([*self.present(), len(self.run.model.names)])
+        rows = self.choice_of([*range(len(self.run.rows.paths))], 2)
+        (group,) = self.choice_of([*self.present(), len(self.run.model.names)])
         self.take(applied(self.run, Edits(move=tuple((row, group) for row in rows))))
         assert [self.clusters()[row] for row in rows] == [group] * len(rows)
         assert {self.run.model.placed[row] for row in rows} == {"answer"}
@@ -120,8 +120,8 @@ class Person:
 
     def see(self) -> None:
         """She sees some images of a cluster, and leaves them there."""
-        (group,) = self.some(self.present())
-        rows = self.some([row for row, cluster in enumerate(self.clusters()) if cluster == group], 4)
+        (group,) = self.choice_of(self.present())
+        rows = self.choice_of([row for row, cluster in enumerate(self.clusters()) if cluster == group], 4)
         before = self.run
         self.take(applied(before, Edits(checked=tuple(rows))))
         assert self.run.placement is before.placement
@@ -129,14 +129,14 @@ class Person:
         self.lets_go(rows)
 
     def junk(self) -> None:
-        self.take(applied(self.run, Edits(junk=tuple(sorted(self.some(self.present(), 2))))))
+        self.take(applied(self.run, Edits(junk=tuple(sorted(self.choice_of(self.present(), 2))))))
 
     def teach(self) -> None:
         by = "drawn" if self.random.random() < 0.2 else "answer"
         rows = [int(one.path) for one in asked(self.run, 4)[by == "drawn"]]
-        rows += [row for row in self.some([*range(len(self.run.rows.paths))], 2) if row not in rows]
+        rows += [row for row in self.choice_of([*range(len(self.run.rows.paths))], 2) if row not in rows]
         answers = {row: Answer(row, name="abcde"[row % KINDS], by=by) for row in rows[1:]}
-        answers |= {row: Answer(row, self.some(self.present())[0]) for row in rows[:1]}
+        answers |= {row: Answer(row, self.choice_of(self.present())[0]) for row in rows[:1]}
         self.take(taught_by(self.run, [*answers.values()]))
         self.say({row: one.name for row, one in answers.items() if one.name})
         self.lets_go([row for row, one in answers.items() if not one.name])

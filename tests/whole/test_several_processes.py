@@ -82,8 +82,8 @@ def test_rows_get_to_where_they_are_wanted(ranks, data):
     tail = data.draw(st.sampled_from([(), (3,), (2, 2)]))
     total = sum(sizes)
     table = torch.arange(total * torch.Size(tail).numel()).view(total, *tail).to(kind)
-    some = st.lists(st.integers(0, total - 1), max_size=6).map(lambda rows: torch.tensor(rows, dtype=torch.int64))
-    wanted = [data.draw(some) for _ in range(count)]
+    rows = st.lists(st.integers(0, total - 1), max_size=6).map(lambda numbers: torch.tensor(numbers, dtype=torch.int64))
+    wanted = [data.draw(rows) for _ in range(count)]
     for rank, exchange in enumerate(ranks[count](exchanged, table, sizes, wanted)):
         assert torch.equal(exchange["whole"], table)
         assert torch.equal(exchange["first"], table if rank == 0 else table[:0])
@@ -103,7 +103,7 @@ def contents(tensors: dict[str, Tensor]) -> list[str]:
     return sorted(f"{name} {x.dtype} {x.shape} {x.tolist()}" for name, x in tensors.items())
 
 
-def told(processes: Processes) -> tuple[object, ...]:
+def common_values(processes: Processes) -> tuple[object, ...]:
     own = {**VALUE, "rank": processes.rank}
     tensors = processes.broadcast_tensors(lambda: TENSORS if processes.is_main else {"never": torch.ones(1)})
     return (
@@ -119,7 +119,7 @@ def told(processes: Processes) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_all_processes_get_the_same_values(ranks, count):
-    answers = ranks[count](told)
+    answers = ranks[count](common_values)
     every = [{**VALUE, "rank": rank} for rank in range(count)]
     expected = (sum(range(count)), count == 3, every, every[0], contents(TENSORS))
     assert [answer[:5] for answer in answers] == [expected] * count
@@ -239,7 +239,7 @@ def alternated(
             network, own(IMAGES, processes), clusters=4, rounds=2, batch_size=20, dims=3, views=2 * (STILL,),
             processes=processes, **options,
         )  # fmt: skip
-        facts = [[each.loss, each.clustering, each.nmi_previous, each.changed] for each in rounds]
+        facts = [[done.loss, done.clustering, done.nmi_previous, done.changed] for done in rounds]
         return [*facts, network.body.state_dict()]
 
 
