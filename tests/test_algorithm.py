@@ -208,7 +208,7 @@ def test_it_finds_shapes_where_the_untrained_network_does_not():
 def test_where_the_features_come_from_and_how_long_the_steps_take(reuse_features, monkeypatch):
     clock = itertools.count()  # a second passes between two looks at it
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    told, watch, watched = [], Stopwatch(lambda *call: told.append(call[0])), Watched()
+    phases, watch, watched = [], Stopwatch(lambda *call: phases.append(call[0])), Watched()
     options = {**OPTIONS, **watched.options, "reuse_features": reuse_features, "progress": watch}
     rounds = loop(network(), drawings(10)[0], rounds=3, **options)
     for index in range(3):
@@ -222,7 +222,7 @@ def test_where_the_features_come_from_and_how_long_the_steps_take(reuse_features
         assert (seconds["features"] > 0) == (index == 0 or not reuse_features)  # else those that training saw
         assert min(seconds["clustering"], seconds["training"]) > 0
         assert sum(seconds.values()) == passed - 2  # none is lost between the first look of the watch and the last
-    assert set(told) == {"features", "clustering", "training"}
+    assert set(phases) == {"features", "clustering", "training"}
 
 
 V2 = {
@@ -277,10 +277,10 @@ def rounds_and_states(options, images, state=None, parameters=None):
     if parameters is not None:
         network.load_state_dict(parameters)
     rounds, saved = [], []
-    for each in loop(network, images, state=state or State(), **{**options, **REST}):
-        rounds.append(torch.cat([each.clustering.labels, torch.tensor([each.nmi_previous]).nan_to_num(9)]))
+    for round in loop(network, images, state=state or State(), **{**options, **REST}):
+        rounds.append(torch.cat([round.clustering.labels, torch.tensor([round.nmi_previous]).nan_to_num(9)]))
         weights = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
-        saved.append(copy.deepcopy((each.state, weights)))
+        saved.append(copy.deepcopy((round.state, weights)))
     return rounds, saved
 
 

@@ -190,9 +190,9 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
     assert all(len(line) <= 100 or str(out) in line or str(images) in line for line in lines)
     assert run_command([*map(str, fit), "--overwrite", "-v", "--json"]) == 0
     said = capfd.readouterr()
-    check(told := json.loads(said.out), RESULT, "$")
-    assert (told["run"], told["clusters"], told["images_count"], told["rounds"]) == (str(out), 3, 48, 1)
-    assert told["metrics"] == json.loads((out / "metrics.json").read_text())
+    check(outcome := json.loads(said.out), RESULT, "$")
+    assert (outcome["run"], outcome["clusters"], outcome["images_count"], outcome["rounds"]) == (str(out), 3, 48, 1)
+    assert outcome["metrics"] == json.loads((out / "metrics.json").read_text())
     assert said.err.count("Plan ") > 3 and "\n1/1 " in said.err  # what a person reads goes on, elsewhere
 
 
@@ -420,21 +420,21 @@ def test_json_has_the_types_of_its_schema(line, asked):
 
 
 def test_predict_in_json_says_what_the_csv_says(asked, capsys):
-    told = asked("predict run new")
+    predictions = asked("predict run new")
     assert run_command(["predict", "run", "new"]) == 0
     said = capsys.readouterr()
-    for line, row in zip(csv.DictReader(io.StringIO(said.out)), told["ok"], strict=True):
+    for line, row in zip(csv.DictReader(io.StringIO(said.out)), predictions["ok"], strict=True):
         lengths = {name: f"{row[name]:.6f}" for name in ("distance", "margin")}
         values = row | lengths | {"is_outlier": int(row["is_outlier"])}
         assert line == {name: str(values[name]) for name in PREDICTED}
-    (row,) = told["skipped"]
+    (row,) = predictions["skipped"]
     assert row["path"] == "broken.png" and row["run"] == record(Path("run"))["run"]
     assert row["run"] in said.err and row["model"][:12] in said.err
 
 
 def test_a_model_is_told_from_others_and_equal_ones_are_alike(asked):
-    first, told = deepcluster.load("run").identity, result(Path("run"))
-    assert (first.run, first.cut, first.version) == (told["run"], told["cut"], deepcluster.__version__)
+    first, facts = deepcluster.load("run").identity, result(Path("run"))
+    assert (first.run, first.cut, first.version) == (facts["run"], facts["cut"], deepcluster.__version__)
     assert (first.clusters, first.n_clusters) == (3, 3)
     asked("recut run -k auto")
     guessed = deepcluster.load("run").identity
@@ -451,8 +451,8 @@ def test_an_empty_inbox_is_no_error_and_a_missing_one_is(asked, prints):
     Path("empty/.hidden").touch()
     before = contents(Path("run"))
     assert asked("predict run empty")["ok"] == []
-    told = asked("update run empty")
-    assert (told["added"], told["known"], told["skipped"]) == (0, 0, [])
+    outcome = asked("update run empty")
+    assert (outcome["added"], outcome["known"], outcome["skipped"]) == (0, 0, [])
     assert prints("predict", "run", "empty") == ",".join(PREDICTED) + "\n"
     Path("empty/link").symlink_to("new")
     Path("list.txt").write_text("\n")
@@ -477,12 +477,12 @@ def test_more_skipped_files_than_allowed_change_nothing(verb, asked, ends, capsy
 def test_the_state_of_a_run_is_told_without_torch_or_the_error_that_it_meets(asked, prints):
     unwanted = "{'torch', 'scipy.stats'} & {*sys.modules}"
     code = f"import sys; from deepcluster.commands import cli; cli.main(); assert not {unwanted}"
-    told = json.loads(subprocess.check_output([sys.executable, "-c", code, "doctor", "run", "--json"], text=True))
-    assert told == asked("doctor run")
+    state = json.loads(subprocess.check_output([sys.executable, "-c", code, "doctor", "run", "--json"], text=True))
+    assert state == asked("doctor run")
     for name, folder in (("run_bytes", "run"), ("model_bytes", "run/model")):
-        assert told[name] == sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    assert (told["images_count"], told["added_count"], told["due"], told["outlier_share"]) == (48, 0, False, None)
-    assert [line.split()[0] for line in prints("doctor", "run").splitlines()] == [*told]
+        assert state[name] == sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    assert (state["images_count"], state["added_count"], state["due"], state["outlier_share"]) == (48, 0, False, None)
+    assert [line.split()[0] for line in prints("doctor", "run").splitlines()] == [*state]
     change_record(Path("run"), seconds="x")
     asked("doctor run", 5)
     change_record(Path("run"), seconds=1.0)

@@ -63,10 +63,11 @@ def test_the_card_says_how_the_labels_came_about(tmp_path):
 
 def test_classes_have_the_names_of_the_clusters_and_equal_names_share_one():
     names = ["owl", "owl", "Owl", "a/b", "a:b", "test", "my test", "latest", "Eval_2", "metadata.csv", "..", "003", ""]
+    names += ["हिन्दी (1).jpg", "__a::b[x]?.png", "\udcff.png"]
     rows = [{"cluster": f"{number}", "name": name} for number, name in enumerate(names)]
     assert [*class_folders(rows).values()] == [
         "owl", "owl", "Owl-2", "a_b", "a_b-2", "'test'", "my 'test'", "latest", "'Eval'_2", "metadata-2.csv", "image",
-        "003", "012",
+        "003", "012", "हिन्दी (1).jpg", "a__b_x__.png", "image.png",
     ]  # fmt: skip
 
 
@@ -95,8 +96,8 @@ def by_part(cluster_of, part_of):
 )
 def test_parts_by_hand(sizes, alike, shares, counts):
     cluster_of, set_of = clustered(sizes, alike)
-    found = by_part(cluster_of, split(cluster_of, shares, set_of, seed=0))
-    assert {cluster: tuple(found[part, cluster] for part in PARTS) for cluster in sizes} == counts
+    sizes_of_parts = by_part(cluster_of, split(cluster_of, shares, set_of, seed=0))
+    assert {cluster: tuple(sizes_of_parts[part, cluster] for part in PARTS) for cluster in sizes} == counts
 
 
 @given(st.data())

@@ -53,23 +53,23 @@ def test_a_parquet_file_has_the_rows_of_the_run_and_the_places_and_neighbours_th
         "neighbors": "struct<ids: list<element: int64>, distances: list<element: float>>",
         "features": "fixed_size_list<element: float>[4]",
     }  # fmt: skip
-    *found, skipped = table.to_pylist()
+    *exported, skipped = table.to_pylist()
     assert np.isnan(skipped.pop("features")).all()
     assert {name: value for name, value in skipped.items() if value is not None} == {
         "path": "x.doc", "status": "skipped"
     }  # fmt: skip
-    assert [row["path"] for row in found] == ["a.png", "=1+1.png", "\\xff\n.png", "ü.png"]
-    assert [row["name"] for row in found] == ["", "b", "", "b"]
-    assert [row["by"] for row in found] == [None, None, None, "answer"]
-    assert [row["label"] for row in found] == ["-1", None, None, "two"]
+    assert [row["path"] for row in exported] == ["a.png", "=1+1.png", "\\xff\n.png", "ü.png"]
+    assert [row["name"] for row in exported] == ["", "b", "", "b"]
+    assert [row["by"] for row in exported] == [None, None, None, "answer"]
+    assert [row["label"] for row in exported] == ["-1", None, None, "two"]
     for column, kind in (("cluster", int), ("fine_cluster", int), ("distance", float), ("margin", float)):
-        assert [row[column] for row in found] == [kind(row[column]) for row in rows]
-    assert [row["is_outlier"] for row in found] == [False, True, False, True]
-    assert [[row["map_x"], row["map_y"]] for row in found] == places.tolist()
+        assert [row[column] for row in exported] == [kind(row[column]) for row in rows]
+    assert [row["is_outlier"] for row in exported] == [False, True, False, True]
+    assert [[row["map_x"], row["map_y"]] for row in exported] == places.tolist()
     features = np.load(run / "features.npy")
-    assert np.array_equal(np.array([row["features"] for row in found], np.float32), features)
+    assert np.array_equal(np.array([row["features"] for row in exported], np.float32), features)
     between = np.linalg.norm(features[:, None] - features[None], axis=2)
-    for i, row in enumerate(found):
+    for i, row in enumerate(exported):
         nearest = [j for j in np.argsort(between[i]) if j != i]
         assert row["neighbors"]["ids"] == nearest
         assert np.allclose(row["neighbors"]["distances"], between[i][nearest], atol=1e-3)
@@ -100,6 +100,6 @@ def test_of_very_many_images_some_are_on_the_map_and_none_has_neighbours(run, tm
     monkeypatch.setattr(sys.modules["deepcluster.export.parquet"], "MAX_WITH_NEIGHBOURS", 3)
     np.save(run / "map.npy", np.arange(4, dtype=np.float32).reshape(2, 2))
     parquet(run, tmp_path / "x.parquet")
-    found = pq.read_table(tmp_path / "x.parquet").to_pylist()
-    assert [[row["map_x"], row["map_y"]] for row in found] == [[0, 1], [None] * 2, [2, 3], [None] * 2, [None] * 2]
-    assert all(row["neighbors"] is None for row in found)
+    exported = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    assert [[row["map_x"], row["map_y"]] for row in exported] == [[0, 1], [None] * 2, [2, 3], [None] * 2, [None] * 2]
+    assert all(row["neighbors"] is None for row in exported)

@@ -17,21 +17,22 @@ def opened(
     at the end: it may ask for itself, as often as the test ``loads`` it, and for the files of the images that the test
     enlarges (or for as many actions of a server, of which some are ``refused``)."""
     address = report if isinstance(report, str) else report.as_uri()
-    asked, said = [], []
+    requests, complaints = [], []
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
     context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
-    page.on("request", lambda request: asked.append(request.url[:200]))
-    page.on("console", lambda message: said.append(f"{message.text} {message.location['url']}"))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: requests.append(request.url[:200]))
+    page.on("console", lambda message: complaints.append(f"{message.text} {message.location['url']}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
     page.goto(address)
     yield page
     context.close()
     pictures = (f"{address}thumb/", f"{address}sheet/")
-    asked = [url for url in asked if not url.startswith(("data:", "blob:", *pictures))]
-    assert asked.count(address) == loads and len(asked) == loads + originals
-    assert len([text for text in said if "409 (Conflict)" in text or "net::ERR_" in text]) == len(said) == refused
+    requests = [url for url in requests if not url.startswith(("data:", "blob:", *pictures))]
+    assert requests.count(address) == loads and len(requests) == loads + originals, requests
+    refusals = [text for text in complaints if "409 (Conflict)" in text or "net::ERR_" in text]
+    assert len(refusals) == len(complaints) == refused, complaints
 
 
 def press(page: Any, *keys: str) -> None:
@@ -58,6 +59,12 @@ def shown_part(page: Any) -> list[str]:
 
 def titles(places: Any) -> list[str]:
     return [place.get_attribute("title") for place in places.all()]
+
+
+def choose(page: Any, name: str) -> None:
+    """Type a cluster, or the name of a new one, in the dialog that asks for one."""
+    page.locator("#merge-filter").fill(name)
+    page.keyboard.press("Enter")
 
 
 class Cards:
@@ -91,8 +98,11 @@ class Cards:
     def merge(self, number: int, into: str) -> None:
         """Type a cluster in the dialog that the menu opens."""
         self.from_menu(number, "merge")
-        self.page.locator("#merge-filter").fill(into)
-        self.page.keyboard.press("Enter")
+        choose(self.page, into)
+
+    def undo(self) -> None:
+        self.page.locator("#undo").click()
+        self.hears("taken back")
 
     def from_menu(self, number: int, act: str) -> None:
         self.card(number).locator(".menu summary").click()
@@ -127,9 +137,19 @@ class Check:
     def move_to(self, name: str) -> None:
         """Move the selected images; a name without a cluster makes one."""
         self.ask_where()
-        self.page.locator("#merge-filter").fill(name)
-        self.page.keyboard.press("Enter")
+        choose(self.page, name)
         self.has_focus()
+
+    def move_out(self) -> None:
+        """Move the selected images to a new cluster, in the dialog that asks where to."""
+        self.offered.first.click()
+        self.has_focus()
+
+    def take_back(self) -> None:
+        self.page.locator("#images-undo").click()
+
+    def sort(self, order: str) -> None:
+        self.page.locator("#images-order").select_option(order)
 
     def has_focus(self) -> None:
         """Wait until a dialog that closes has given the focus back: Escape would close this one instead."""
@@ -146,6 +166,15 @@ class Teach:
         self.faces = page.locator("#teach-faces li:not([hidden]) label")
         self.kinds, self.likely = (page.locator(f"#teach-{name} button") for name in ("kinds", "likely"))
         self.ticks = page.locator("#teach-moves input")
+
+    def skip_names(self) -> None:
+        """Skip the names, until the page asks about an image."""
+        self.page.evaluate("() => document.querySelector('#teach').close()")
+        self.page.keyboard.press("t")
+        while not self.page.locator("#teach-ask").is_visible():
+            self.page.evaluate("() => document.querySelector('[data-teach=pass]').click()")
+            self.page.wait_for_timeout(0)
+        self.likely.first.wait_for()
 
     def number(self) -> int:
         """The cluster whose name is asked for."""
@@ -170,3 +199,68 @@ class Teach:
             return self.page.keyboard.press(str(names.index(name) + 1))
         self.page.keyboard.press("n")
         return enter(self.page, name)
+
+
+# ---- walks that show all of the page, in any language ----------------------------------------------------------------
+
+
+def parts(page: Any) -> Iterator[str]:
+    """Show each tab."""
+    for tab in page.get_by_role("tab").all():
+        tab.click()
+        yield tab.inner_text()
+    page.locator("#legend button").first.evaluate("legend => legend.click()")
+    page.locator("#tab-map").click()
+    yield "images selected on the map"
+    page.locator("#tab-clusters").click()
+
+
+def dialogs(page: Any) -> Iterator[str]:
+    """Show each dialog of the served page, whose clusters have no names yet."""
+    cards, card, teach = Cards(page), page.locator("#cluster-0"), Teach(page)
+    for opener in ("#help-open", "#into-folders", "#number-open"):
+        page.locator(opener).click()
+        if opener == "#number-open":
+            page.locator("#number-list li").first.wait_for()
+        yield opener
+        page.keyboard.press("Escape")
+    images = cards.all_images(0)
+    page.keyboard.press("Space")
+    yield "all images, one of them selected"
+    images.ask_where()
+    yield "move to"
+    images.move_out()
+    page.keyboard.press("Enter")
+    page.locator("#one-original").wait_for()
+    yield "one image, behind it a move"
+    page.keyboard.press("Escape")
+    images.take_back()
+    page.keyboard.press("Escape")
+    cards.has_focus(0)
+    card.locator(".menu summary").click()
+    yield "the menu"
+    card.locator(".menu summary").click()
+    for act in ("check", "merge", "split"):
+        cards.from_menu(0, act)
+        yield act
+        page.keyboard.press("Escape")
+    for title in page.locator(".cluster .title").all()[1:3]:
+        title.fill("stripes")
+        title.press("Enter")
+        cards.hears("stripes").click()
+    page.locator(".kind").wait_for()
+    yield "a kind"
+    page.locator("#history-open").click()
+    yield "history"
+    page.keyboard.press("Escape")
+    page.locator("#names-open").click()
+    page.locator("#teach-faces input").first.check()
+    teach.kinds.first.wait_for()
+    yield "names: what are the ticked images?"
+    teach.skip_names()
+    yield "teach: a question"
+    page.keyboard.press("2")
+    teach.likely.first.wait_for()
+    page.locator("[data-teach=review]").click()
+    page.locator("#teach-moves li").first.wait_for()
+    yield "teach: what follows"

@@ -10,7 +10,7 @@ FLAGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """The system's chromium; without it, or without playwright, a test is skipped (CONTRIBUTING.md)."""
     sync_api = pytest.importorskip("playwright.sync_api")

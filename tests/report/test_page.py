@@ -102,7 +102,7 @@ def test_every_word_that_is_underlined_is_explained() -> None:
 def test_clusters_of_one_name_are_one_kind() -> None:
     rows = [row(f"{i}.png", i) for i in range(3)]
     for names, head in (("abc", "3 kinds"), ("aab", "2 kinds · 3 clusters"), (["a", "1", "2"], "1 kind · 3 clusters")):
-        summary = [each | {"name": name} for each, name in zip(summary_of(rows), names, strict=True)]
+        summary = [cluster | {"name": name} for cluster, name in zip(summary_of(rows), names, strict=True)]
         assert page(clusters=rows, summary=summary)[1].all("p", id="counts")[0][1] == f"3 images · {head}"
 
 
@@ -333,8 +333,8 @@ def test_points_by_hand() -> None:
     rows = [row("/home/me/a/x.png", 3, "0.5", label="cat"), row("a/y.png", 7, "2"), row("z.png", 3, is_outlier="1")]
     rows[2]["distance"] = "nan"
     positions = np.array([[-1, 0], [3, 1], [1, 2]], dtype=np.float32)
-    found = read(rows, positions=positions)
-    images, points = found["images"], found["points"]
+    data = read(rows, positions=positions)
+    images, points = data["images"], data["points"]
     assert (images["folders"], images["names"]) == ([".../", "a/", ""], ["x.png", "y.png", "z.png"])
     assert shorts(images["folder"]) == [0, 1, 2] and shorts(images["cluster"]) == [0, 1, 0]
     # The wider side goes from 0 to 65535, the other one with the same scale.
@@ -356,15 +356,15 @@ def test_clusters_and_links_by_hand() -> None:
     similar = np.array([[2, 1], [0, 2], [0, 1], [0, 1]])
     more = {"similar": similar, "part": np.array([1, 0, 0, 0]), "parts": {0: parts}, "near": {0: [1]}}
     more["originals"] = "../my photos/"
-    found = read(rows, summary=summary, **drawn(4) | {"sheet": b""} | more)
+    data = read(rows, summary=summary, **drawn(4) | {"sheet": b""} | more)
     split = {"sizes": [1, 1], "images": [1, 1], "merges": [[0, 1]]}
     first = {"number": 0, "name": "beach", "size": 2, "near": [1], "junk": True, "parts": split}
     other = {"number": 1, "name": "", "near": [], "junk": False, "parts": None}
-    assert found["clusters"] == [first, first | other]
-    assert (found["cut"], found["sheet"]) == ("c", None)
-    assert found["images"]["alike"] == 2 and shorts(found["images"]["similar"]) == similar.flatten().tolist()
-    assert shorts(found["images"]["part"]) == [1, 0, 0, 0]
-    assert found["originals"] == "../my%20photos/" and read(rows)["originals"] is None
+    assert data["clusters"] == [first, first | other]
+    assert (data["cut"], data["sheet"]) == ("c", None)
+    assert data["images"]["alike"] == 2 and shorts(data["images"]["similar"]) == similar.flatten().tolist()
+    assert shorts(data["images"]["part"]) == [1, 0, 0, 0]
+    assert data["originals"] == "../my%20photos/" and read(rows)["originals"] is None
     assert read(rows, originals="../caf\udce9 #1/")["originals"] == "../caf%E9%20%231/"
 
 
@@ -380,11 +380,11 @@ def test_outliers_by_distance_and_duplicates_by_hand() -> None:
     rows = [row("a", 4, "1", is_outlier="1"), row("b", 5), row("c", 6, "3", is_outlier="1")]
     pairs = [("0", "b", "0"), ("0", "a", "0.02"), ("1", "c", "0"), ("1", "gone", "0.1")]
     alike = [dict(zip(("set", "path", "distance"), cells, strict=True)) for cells in pairs]
-    found = problems([], Table.of(rows), alike)
-    assert [(it["path"], it["row"], it["cluster"]) for it in found["outliers"]] == [("c", 2, "6"), ("a", 0, "4")]
-    assert found["outliers"][0]["about"] == "distance 3" and found["count"] == 4
-    assert (found["sets_count"], found["duplicates_count"]) == (2, 4)
-    groups = [[(it["path"], it["row"], it["cluster"]) for it in group] for group, _ in found["duplicates"]]
+    shown = problems([], Table.of(rows), alike)
+    assert [(it["path"], it["row"], it["cluster"]) for it in shown["outliers"]] == [("c", 2, "6"), ("a", 0, "4")]
+    assert shown["outliers"][0]["about"] == "distance 3" and shown["count"] == 4
+    assert (shown["sets_count"], shown["duplicates_count"]) == (2, 4)
+    groups = [[(it["path"], it["row"], it["cluster"]) for it in group] for group, _ in shown["duplicates"]]
     assert groups == [[("b", 1, "5"), ("a", 0, "4")], [("c", 2, "6"), ("gone", -1, "")]]
     many = problems([], Table.of([row(str(i), is_outlier="1") for i in range(500)]), None)
     assert (len(many["outliers"]), many["outliers_count"]) == (MAX_OUTLIERS, 500) and many["duplicates"] is None

@@ -21,7 +21,7 @@ from tests.helpers.runs import Said
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
 
 
-class Told(Said):
+class Recorder(Said):
     def __init__(self):
         super().__init__()
         self.phases, self.rows = set(), []
@@ -35,15 +35,15 @@ class Told(Said):
 
 
 def test_a_display_of_ones_own_is_told_of_each_round(tmp_path, capsys):
-    told: Display = Told()
+    display: Display = Recorder()
     dc = DeepCluster(n_clusters=3, rounds=2, epochs=1, image_size=16, verbose=1)
-    dc.fit(PIXELS, run=tmp_path / "run", display=told)
+    dc.fit(PIXELS, run=tmp_path / "run", display=display)
     assert [(row["round"], row["loss"], 2) for row in dc.history_] == [
-        (row["round"], row["loss"], rounds) for row, rounds in told.rows
+        (row["round"], row["loss"], rounds) for row, rounds in display.rows
     ]
-    assert {"Run", "Done"} <= {line.split(":")[0] for line in told.lines}
+    assert {"Run", "Done"} <= {line.split(":")[0] for line in display.lines}
     rounds = {"features", "clustering", "training"}
-    assert {"reading", "duplicates", *rounds, "cut", "map", "report"} == told.phases
+    assert {"reading", "duplicates", *rounds, "cut", "map", "report"} == display.phases
     assert "Done" in capsys.readouterr().out  # verbose shows it, too
 
 
@@ -65,13 +65,13 @@ def logged(run):
 
 
 def test_a_line_goes_to_the_display_the_logger_and_the_log(tmp_path, caplog, monkeypatch):
-    told, run = Told(), tmp_path / "run"
+    display, run = Recorder(), tmp_path / "run"
     caplog.set_level(logging.INFO, "deepcluster")
     dc = DeepCluster(n_clusters=3, rounds=0, image_size=16)
     with pytest.warns(DeepClusterWarning, match="2 of 3") as warned:
-        dc.fit(PIXELS[:2].repeat(18, 0), run=run, display=told)
+        dc.fit(PIXELS[:2].repeat(18, 0), run=run, display=display)
     lines = [f"{line.levelname} {line.message}" for line in caplog.records]
-    shown = [f"INFO {line}" for line in told.lines] + [f"WARNING {warning.message}" for warning in warned]
+    shown = [f"INFO {line}" for line in display.lines] + [f"WARNING {warning.message}" for warning in warned]
     assert sorted(lines) == sorted(shown)
     assert logged(run) == lines[lines.index(f"INFO Run: {run}") :]
     (tmp_path / "in\x1b[2J\n").mkdir()

@@ -44,23 +44,23 @@ COLOURED = Augmentation(colour=0.4, grey=0.2)
     ],
 )
 def test_a_clustering_lies_where_its_rows_lie(cluster):
-    here = cluster(ROWS)
+    on_cpu = cluster(ROWS)
     with second_device():
-        found = cluster(ROWS.to(ELSEWHERE))
-        assert {each.device.type for each in (found.labels, found.centroids, found.sizes)} == {"meta"}
-        assert nmi(found.labels.cpu(), here.labels) > 0.98
-        assert found.sizes.sum().item() == here.sizes.sum().item()
+        on_device = cluster(ROWS.to(ELSEWHERE))
+        assert {tensor.device.type for tensor in (on_device.labels, on_device.centroids, on_device.sizes)} == {"meta"}
+        assert nmi(on_device.labels.cpu(), on_cpu.labels) > 0.98
+        assert on_device.sizes.sum().item() == on_cpu.sizes.sum().item()
 
 
 def test_whitening_by_blocks_on_another_device_is_that_of_the_cpu():
-    here = whiten(ROWS, 8)
+    on_cpu = whiten(ROWS, 8)
     with second_device():
         for x in (ROWS, ROWS.to(ELSEWHERE)):
-            there = whiten(x, 8, device=ELSEWHERE)
-            assert there.mean.device.type == "cpu"
-            reduced = there(x, ELSEWHERE)
+            on_device = whiten(x, 8, device=ELSEWHERE)
+            assert on_device.mean.device.type == "cpu"
+            reduced = on_device(x, ELSEWHERE)
             assert reduced.device.type == "meta"
-            assert torch.allclose(reduced.cpu().abs(), here(ROWS).abs(), atol=1e-3)
+            assert torch.allclose(reduced.cpu().abs(), on_cpu(ROWS).abs(), atol=1e-3)
 
 
 RECIPES = {
@@ -81,27 +81,27 @@ def test_a_run_on_another_device(name, room, monkeypatch):
     with second_device():
         net = build("compact", image_size=24, projection=(16, 8) if name == "v2" else None)
         net.to(ELSEWHERE)
-        where = Compute.of(net, images).device_for(16)
-        assert where.type == ("meta" if room else "cpu")
+        device = Compute.of(net, images).device_for(16)
+        assert device.type == ("meta" if room else "cpu")
         options = {"rounds": 2, "batch_size": 10, **RECIPES[name]}
         for round in loop(net, images, **options):
             places += [round.reduced, round.clustering.labels, round.clustering.centroids]
-            assert round.state.features is None or round.state.features.device == where
+            assert round.state.features is None or round.state.features.device == device
             assert (round.state.features is not None) is (name == "v2")
         result = conclude(
             net, images, clusters=5, reduction=Reduction(8), compute=Compute.of(net, images, batch_size=10)
         )
         places += [result.reduced, result.reduction.projection, result.clustering.labels, result.clustering.centroids]
-    assert {each.device.type for each in places} == {"cpu"}  # what the run writes
+    assert {tensor.device.type for tensor in places} == {"cpu"}  # what the run writes
 
 
 @pytest.mark.parametrize("side", [40, 41, 91])
 def test_views_on_another_device_are_those_of_the_cpu(side):
     images = torch.randint(0, 256, (6, 3, side, side), generator=generator(0, "pixels"), dtype=torch.uint8)
-    here = random_views(images, 16, COLOURED, generator(0, "views"))
+    on_cpu = random_views(images, 16, COLOURED, generator(0, "views"))
     with second_device():
-        there = random_views(images.to(ELSEWHERE), 16, COLOURED, generator(0, "views"))
-        assert there.device.type == "meta" and torch.allclose(there.cpu(), here, atol=1e-6)
+        on_device = random_views(images.to(ELSEWHERE), 16, COLOURED, generator(0, "views"))
+        assert on_device.device.type == "meta" and torch.allclose(on_device.cpu(), on_cpu, atol=1e-6)
 
 
 @pytest.mark.parametrize("memory", [False, True])
@@ -110,19 +110,19 @@ def test_no_batch_waits_for_the_device(memory):
     images, kinds = drawings(8)
 
     def waits(batch_size: int) -> int:
-        with second_device() as found:
+        with second_device() as synchronisations:
             net = build("compact", image_size=24).to(ELSEWHERE)
             net.centroid_head(torch.randn(3, net.embedding_dim, generator=generator(0, "centroids")), 0.1)
-            kept = torch.zeros(24, net.embedding_dim).to(ELSEWHERE) if memory else None
+            rows = torch.zeros(24, net.embedding_dim).to(ELSEWHERE) if memory else None
             optimizer = body_optimizer(net, Learning())
-            found.clear()
+            synchronisations.clear()
             extract(net, images, Compute.of(net, images, batch_size=batch_size))
-            assert not found.total()
+            assert not synchronisations.total()
             learn(
                 net, images, torch.tensor(kinds), optimizer, size=24, lr=0.1, epochs=1, batch_size=batch_size,
-                views=(COLOURED, COLOURED), cluster_weight=0.5, loss=WithInstances(0.2), memory=kept,
+                views=(COLOURED, COLOURED), cluster_weight=0.5, loss=WithInstances(0.2), memory=rows,
             )  # fmt: skip
-        return found.total()
+        return synchronisations.total()
 
     assert waits(3) == waits(12) <= 2
 
@@ -158,7 +158,7 @@ def test_the_c_library_keeps_freed_memory(monkeypatch):
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
     devices.keep_freed_memory()
     trim, mmap = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    assert {each.args for each in mallopt.call_args_list} == {(mmap, 1 << 30), (trim, 2**31 - 1)}
+    assert {call.args for call in mallopt.call_args_list} == {(mmap, 1 << 30), (trim, 2**31 - 1)}
 
 
 def test_settings_are_lent():

@@ -9,9 +9,9 @@ from deepcluster.runtime import processes
 from deepcluster.runtime.processes import Processes, init_processes
 
 
-@pytest.mark.parametrize(("here", "interface"), [("2", "lo"), ("1", None)])
-def test_the_processes_of_one_machine_meet_on_the_loopback_interface(here, interface, monkeypatch):
-    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": here, "RANK": "0"}.items():
+@pytest.mark.parametrize(("local_size", "interface"), [("2", "lo"), ("1", None)])
+def test_the_processes_of_one_machine_meet_on_the_loopback_interface(local_size, interface, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": local_size, "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setattr(processes, "_end_with_launcher", lambda: None)

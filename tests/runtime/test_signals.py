@@ -51,21 +51,21 @@ def test_a_signal_is_no_fault_of_what_is_read(monkeypatch, tmp_path, place):
         act(tmp_path / "here")
 
 
-@pytest.mark.parametrize(("where", "found"), [("flush", "old"), ("fsync", "old"), ("replace", "old"), ("sync", "new")])
-def test_a_file_is_whole_or_not_there(monkeypatch, tmp_path, where, found):
+@pytest.mark.parametrize(("call", "content"), [("flush", "old"), ("fsync", "old"), ("replace", "old"), ("sync", "new")])
+def test_a_file_is_whole_or_not_there(monkeypatch, tmp_path, call, content):
     def write(file: Any) -> None:
         file.write("new")
-        if where == "flush":
+        if call == "flush":
             signal.raise_signal(signal.SIGTERM)
 
     owners = {"fsync": (os, "fsync"), "replace": (Path, "replace"), "sync": (files, "sync_folder")}
-    if where in owners:
-        interrupt(monkeypatch, *owners[where])
+    if call in owners:
+        interrupt(monkeypatch, *owners[call])
     (tmp_path / "file").write_text("old")
     with pytest.raises(Stopped), stoppable():
         files.write_whole(tmp_path / "file", write)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_text() == found
+    assert (tmp_path / "file").read_text() == content
 
 
 def test_nothing_becomes_final_of_what_a_swallowed_one_left(tmp_path):
@@ -143,8 +143,8 @@ def test_behind_it_all_is_as_before():
 def test_the_message_says_what_to_do_wherever_the_signal_comes(place):
     """An error is on its way out, such as a lost connection; the handler of a signal raises in any line."""
 
-    def come_at(here: str) -> None:
-        if here == place:
+    def come_at(point: str) -> None:
+        if point == place:
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Stopped, match="stopped by SIGTERM; to go on: type this"), stoppable():
