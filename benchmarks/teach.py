@@ -139,7 +139,7 @@ def holds(run: Run, truth: list[str]) -> Iterator[dict[str, Any]]:
     after = {"fit --like": right(like(old, run.record.seed + len(SEEDS)), truth).mean()}
     numbers = {"a fifth more clusters": round(1.2 * clusters), "a cluster for each kind": len(kinds_kept(old))}
     for text, number in numbers.items():
-        cut = cut_anew(old, number, Recipe(grouping="embedding"), Silent()).run
+        cut = cut_anew(old, number, Recipe(grouping="layout"), Silent()).run
         after[f"recut, {text}"] = right(cut, truth).mean()
     for way, now in after.items():
         yield {"seed": run.record.seed, "way": way, "before": before, "after": now, "change": now - before}

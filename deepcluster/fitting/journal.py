@@ -161,7 +161,7 @@ class Journal:
             write_features(target, run.rows)
             model_files.save_in_run(run.model, target)
             if run.rows.layouts.known:
-                target.write_tensors(model_files.EMBEDDINGS, run.rows.layouts.known)
+                target.write_tensors(model_files.LAYOUTS_FILE, run.rows.layouts.known)
             target.write(CLUSTERS, encoded(run.model, run.facts, Made()))
             seconds = round(time.perf_counter() - self.begun, 2)
             self.end_phase(

@@ -135,7 +135,7 @@ def _features_recipe(request: Request, source: Source) -> Recipe:
         )
     count = len(source.paths)
     clusters = min(max(5 * (request.n_clusters or 0), count // 100, 2), max(1, count // 20))
-    chosen: dict[str, Any] = {"whitening": WHITENING, "pseudo_labels": clusters, "rounds": 0, "grouping": "embedding"}
+    chosen: dict[str, Any] = {"whitening": WHITENING, "pseudo_labels": clusters, "rounds": 0, "grouping": "layout"}
     chosen |= options
     return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
 

@@ -298,7 +298,7 @@ class _Pass(nn.Module):
 
     def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
         # Neighbouring views of one size share a forward pass.
-        alike = [[*group] for _, group in groupby(views, key=lambda view: view.shape[-1])]
+        alike = [[*of_size] for _, of_size in groupby(views, key=lambda view: view.shape[-1])]
         stacked = (
             torch.cat(part).contiguous(memory_format=torch.channels_last) if part[1:] else part[0] for part in alike
         )

@@ -104,7 +104,7 @@ def auto(options: OptionValues, facts: ImageFacts) -> Plan:
     choices |= _adapting(size, facts, backbone, options) if pretrained else _from_scratch(size, facts)
     choices |= _views(facts, *((0.3, 0.1) if pretrained else (0.2, 0.2)))
     always = Recipe(
-        sobel=False, whitening=WHITENING, schedule="cosine", tolerance=0.02, precision="auto", grouping="embedding"
+        sobel=False, whitening=WHITENING, schedule="cosine", tolerance=0.02, precision="auto", grouping="layout"
     )
     return Plan(always, {}).changed(choices)
 

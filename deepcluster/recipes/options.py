@@ -223,8 +223,8 @@ class Recipe:
 
     grouping: str = _result(
         "kmeans",
-        "Clusters by k-means of the features, or of an embedding of their neighbour graph.",
-        choices=("kmeans", "embedding"),
+        "Clusters by k-means of the features, or of a layout of their neighbour graph.",
+        choices=("kmeans", "layout"),
         for_features=True,
     )
     average: float = _result(

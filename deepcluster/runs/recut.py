@@ -27,7 +27,7 @@ from deepcluster.runtime.console import Display, Several
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder
 from deepcluster.storage.content import Facts, Row
-from deepcluster.storage.model_files import EMBEDDINGS
+from deepcluster.storage.model_files import LAYOUTS_FILE
 from deepcluster.texts import plural
 
 
@@ -80,7 +80,7 @@ def cut_anew(run: Run, n_clusters: int | None, recipe: Recipe, display: Display,
         f"cut into {plural(len(new.cut.cluster_of.unique()), 'cluster')}",
         lines=lines,
         write=lambda folder: (
-            folder.write_tensors(EMBEDDINGS, rows.layouts.known) if len(rows.layouts.known) > known else None
+            folder.write_tensors(LAYOUTS_FILE, rows.layouts.known) if len(rows.layouts.known) > known else None
         ),
         last=lambda outcome: f"{result.summary_text(outcome, n_clusters)}{inherit.kept_text(run.names, after.names)}",
     )

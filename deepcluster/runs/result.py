@@ -113,7 +113,7 @@ def choose_number(
     """
     if n_clusters is not None:
         return n_clusters, ()
-    shared = recipe.grouping == "embedding"
+    shared = recipe.grouping == "layout"
     seen = [(row["noun"], number(row["probability"]) or 0.0) for row in nouns]
     seed = derive(seed, "groups")
     plausible = plausible_numbers(rows.sample, seen, seed=seed, shared=shared, layouts=rows.layouts)

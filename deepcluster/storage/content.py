@@ -71,7 +71,6 @@ FILES: Mapping[str, File] = {
     ),
     "clusters.csv": File(tuple(column.name for column in COLUMNS), view=True),
     "duplicates.csv": File(("set", "path", "distance"), spare=True),
-    "embeddings.safetensors": File(spare=True),  # neighbour graphs, for other numbers of clusters
     "features.npy": File(),
     "history.csv": File(
         (
@@ -80,6 +79,7 @@ FILES: Mapping[str, File] = {
         )
     ),
     IMAGES: File(("path", "status", "reason", "label", "source", "member", "sha256", "added")),
+    "layouts.safetensors": File(spare=True),  # and neighbour graphs, for other numbers of clusters
     LOG: File(),
     "map.npy": File(spare=True),
     "metrics.json": File(view=True),

@@ -234,11 +234,11 @@ def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbo
     return shapes
 
 
-EMBEDDINGS = "embeddings.safetensors"
+LAYOUTS_FILE = "layouts.safetensors"
 
 
 def read_layouts(folder: RunFolder) -> Layouts:
     """Return the graphs and layouts of a run; none if it has no such file or a damaged one: they are made again."""
     with suppress(OSError, ValueError, SafetensorError, DeepClusterError):
-        return Layouts({digest: part.clone() for digest, part in read_tensors(folder.file(EMBEDDINGS)).items()})
+        return Layouts({digest: part.clone() for digest, part in read_tensors(folder.file(LAYOUTS_FILE)).items()})
     return Layouts()

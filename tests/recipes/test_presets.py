@@ -317,7 +317,7 @@ def test_recut_groups_as_the_recipe_of_the_run_says(fit_once, tmp_path, options,
     assert groups.count == 2 and len(groups.centroids) == centroids
 
 
-KMEANS, EMBEDDING = Recipe(grouping="kmeans"), Recipe(grouping="embedding")
+KMEANS, LAYOUT = Recipe(grouping="kmeans"), Recipe(grouping="layout")
 cut_sample = partial(build.cut_sample, layouts=Layouts())
 
 
@@ -336,11 +336,11 @@ def test_the_option_and_the_number_decide(monkeypatch):
     """Very many groups, if as many as pseudo-labels, are the last clustering."""
     x = torch.nn.functional.normalize(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)))
     fine = kmeans(x, 5)
-    groups, expected = cut_sample(x, fine, 4, 0, EMBEDDING), cut_features(x, 4, seed=derive(0, "groups"))
+    groups, expected = cut_sample(x, fine, 4, 0, LAYOUT), cut_features(x, 4, seed=derive(0, "groups"))
     assert torch.equal(groups.centroids, expected.centroids) and torch.equal(groups.cluster_of, expected.cluster_of)
     assert cut_sample(x, fine, 4, 0, KMEANS).cluster_of.tolist() == [0, 1, 2, 3]
-    assert len(cut_sample(x, fine, 5, 0, EMBEDDING).centroids) > 5
+    assert len(cut_sample(x, fine, 5, 0, LAYOUT).centroids) > 5
     monkeypatch.setattr(build, "MAX_IN_CUT", 4)  # very many
-    for recipe in (KMEANS, EMBEDDING):
+    for recipe in (KMEANS, LAYOUT):
         assert torch.equal(cut_sample(x, fine, 5, 0, recipe).centroids, as_clusters(fine).centroids)
     assert cut_sample(x, fine, 6, 0, replace(KMEANS, empty="faiss")).count == 6

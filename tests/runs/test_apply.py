@@ -35,7 +35,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage.content import CLUSTERS
 from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.former import name_of
-from deepcluster.storage.model_files import EMBEDDINGS, load
+from deepcluster.storage.model_files import LAYOUTS_FILE, load
 from tests.helpers.runs import contents, model_digest, result, rows, same_files, without_page
 from tests.helpers.tiny import change_tensors, run_of, tiny_model
 
@@ -396,10 +396,10 @@ def recut_without_embedding(run: Path, number: int | None) -> None:
 
 def test_another_number_is_one_k_means_and_the_same_as_without_the_file(run: Path) -> None:
     without = Path(shutil.copytree(run, run.parent / "other" / "run"))
-    (without / EMBEDDINGS).unlink()
+    (without / LAYOUTS_FILE).unlink()
     recut(without, 8)
     recut_without_embedding(run, 8)
-    assert same_files(run, "tree.json", EMBEDDINGS) == same_files(without, "tree.json", EMBEDDINGS)
+    assert same_files(run, "tree.json", LAYOUTS_FILE) == same_files(without, "tree.json", LAYOUTS_FILE)
     recut(run, None)  # computes that of the candidates, because the fit asked for no guess
     assert result(run)["candidates"][0]["k"] == 8
     recut_without_embedding(run, None)
@@ -417,16 +417,16 @@ def test_embeddings_serve_the_images_of_the_fit_and_no_others(run: Path, tmp_pat
     np.save(tmp_path / "more.npy", more.astype(np.float32))
     update(run, str(tmp_path / "more.npy"))
     recut_without_embedding(run, 5)
-    before = (run / EMBEDDINGS).read_bytes()
+    before = (run / LAYOUTS_FILE).read_bytes()
     fit = ["fit", str(tmp_path / "more.npy"), "--features", "-o", str(run), "-k", "2", "-q", "--overwrite"]
     assert run_command(fit) == 0
-    assert (run / EMBEDDINGS).read_bytes() != before
+    assert (run / LAYOUTS_FILE).read_bytes() != before
     assert run_command([*fit, "--set", "grouping=kmeans"]) == 0
-    assert not (run / EMBEDDINGS).exists()
+    assert not (run / LAYOUTS_FILE).exists()
 
 
 def test_a_damaged_file_of_embeddings_is_made_again(run: Path, many: Path) -> None:
-    path, whole = run / EMBEDDINGS, (run / EMBEDDINGS).read_bytes()
+    path, whole = run / LAYOUTS_FILE, (run / LAYOUTS_FILE).read_bytes()
     path.write_bytes(whole[:-100])
     recut(run, 4)
     assert path.read_bytes() == whole

@@ -47,7 +47,7 @@ from tests.helpers.runs import result, rows, same_files, state_of, without_page
 from tests.helpers.tiny import run_of, tiny_model
 
 KINDS, COUNT = 6, 240
-RECIPE = Recipe(grouping="embedding")
+RECIPE = Recipe(grouping="layout")
 
 
 def kind(row: int) -> str:
