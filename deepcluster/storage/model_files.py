@@ -181,13 +181,7 @@ def read_model(
         network = shapes if stays else build(**asdict(config.architecture))
         if network.feature_dim != feature_dim:
             raise ValueError(f"features of {feature_dim} numbers, and the network gives {network.feature_dim}")
-        for name, value in every.items():
-            # Without a limit, which needs some images, nothing is an outlier.
-            good = (
-                part >= 0 if name == "outliers.limit" else part.isfinite() for part in value.flatten().split(1 << 20)
-            )
-            if not all(part.all() for part in good):
-                raise ValueError(f"{name} has numbers that are not finite or, as a limit, negative")
+        _check_numbers(every)
     if takes_images and not isinstance(network.body, Absent):
         network.body.load_state_dict(body)
     if takes_images:
@@ -206,6 +200,15 @@ def read_model(
         **vars(annotations),
     )
     return model, header
+
+
+def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a number is not finite, but for the limit of outliers, which must not be negative."""
+    for name, value in tensors.items():
+        # Without a limit, which needs some images, nothing is an outlier.
+        good = (part >= 0 if name == "outliers.limit" else part.isfinite() for part in value.flatten().split(1 << 20))
+        if not all(part.all() for part in good):
+            raise ValueError(f"{name} has numbers that are not finite or, as a limit, negative")
 
 
 def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbone: nn.Module | None) -> Network:
