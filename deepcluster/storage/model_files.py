@@ -182,10 +182,8 @@ def read_model(
         if network.feature_dim != feature_dim:
             raise ValueError(f"features of {feature_dim} numbers, and the network gives {network.feature_dim}")
         _check_numbers(every)
-    if takes_images and not isinstance(network.body, Absent):
-        network.body.load_state_dict(body)
     if takes_images:
-        channels_last(network.eval().to(device or torch.device("cpu")))
+        _fill(network, body, device)
     limit = float(tensors["outliers.limit"])
     model = Model(
         network=network,
@@ -200,6 +198,13 @@ def read_model(
         **vars(annotations),
     )
     return model, header
+
+
+def _fill(network: Network, body: Mapping[str, Tensor], device: torch.device | None) -> None:
+    """Give a network its weights and its device; one without a module has none to take."""
+    if not isinstance(network.body, Absent):
+        network.body.load_state_dict(body)
+    channels_last(network.eval().to(device or torch.device("cpu")))
 
 
 def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
