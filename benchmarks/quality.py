@@ -72,9 +72,9 @@ def command(options: argparse.Namespace, seed: int, *, arguments: tuple[str, ...
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         result = fit(options.images, settings, run)
-        kept = {name: result[name] for name in (*METRICS, "seconds", "rounds", "peak_memory_mb")}
-        kept |= {"start_nmi": result["baseline_nmi"]} if "baseline_nmi" in result else {}
-        return kept | ({"knn": neighbours(run, options.test)} if options.test else {})
+        figures = {name: result[name] for name in (*METRICS, "seconds", "rounds", "peak_memory_mb")}
+        figures |= {"start_nmi": result["baseline_nmi"]} if "baseline_nmi" in result else {}
+        return figures | ({"knn": neighbours(run, options.test)} if options.test else {})
 
 
 def neighbours(run: Path, test: str) -> float:
@@ -145,7 +145,7 @@ COLUMNS = (*METRICS, "start_nmi", "knn", "seconds", "peak_memory_mb")
 
 
 def main() -> None:
-    own, _, passed = "\0".join(sys.argv[1:]).partition("\0--\0")
+    arguments, _, passed = "\0".join(sys.argv[1:]).partition("\0--\0")
     parser = parser_of(__doc__, seeds=(0, 1, 2))
     parser.add_argument("name", help="results/NAME.json is written")
     parser.add_argument("images")
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--size", type=int, default=32, help="px, for v1 and v2")
     parser.add_argument("--minutes", type=float, default=60)
-    options = parser.parse_args(own.split("\0"))
+    options = parser.parse_args(arguments.split("\0"))
     options.passed = passed.split("\0") if passed else []
     for method in options.methods:
         for seed in options.seeds if method not in CLUSTPY else options.seeds[:1]:

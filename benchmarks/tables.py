@@ -49,8 +49,8 @@ def table(file, by, *columns):
     rows = [row for row in objects(json.loads((HERE / f"results/{file}.json").read_text())) if columns[0] in row]
     for group in dict.fromkeys(row[by] for row in rows if re.search(only, str(row[by]))):
         runs = [row for row in rows if row[by] == group]
-        here = [name.replace("*", str(group).split(",")[0]) for name in columns]
-        cells = [cell([figure(name)] if "~" in name else known(runs, name)) for name in here]
+        names = [name.replace("*", str(group).split(",")[0]) for name in columns]
+        cells = [cell([figure(name)] if "~" in name else known(runs, name)) for name in names]
         lines.append(f"| {group} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

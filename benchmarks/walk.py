@@ -83,9 +83,9 @@ def mixed(data: Path, seed: int) -> list[tuple[str, bytes]]:
     chance = random.Random(seed)
     entries = [(name, *entry.partition("=")[::2]) for name, kinds in KINDS.items() for entry in kinds.split()]
     files = {}
-    for name, kind, own in chance.sample(entries, COUNT):
+    for name, kind, label in chance.sample(entries, COUNT):
         with ZipFile(data / f"{name}.zip") as packed:
-            inside = [one for one in packed.namelist() if one.startswith(f"{name}/{own or kind}/") and one[-1] != "/"]
+            inside = [one for one in packed.namelist() if one.startswith(f"{name}/{label or kind}/") and one[-1] != "/"]
             files[kind] = [packed.read(one) for one in chance.sample(inside, min(MOST, len(inside)))]
     sizes = dict.fromkeys(files, LEAST)
     share = {kind: chance.random() for kind in files}
@@ -206,7 +206,7 @@ def name_clusters(person: Person) -> None:
         before = page.locator("#teach-count").inner_text()
         faces = person.kinds("#teach-faces label")
         person.look(1)
-        (own, _), *others = Counter(faces).most_common()
+        (commonest, _), *others = Counter(faces).most_common()
         for kind, count in others:
             if count < SEVERAL:
                 continue
@@ -214,7 +214,7 @@ def name_clusters(person: Person) -> None:
                 person.click(page.locator("#teach-faces label").nth(face))
             name_kind(person, kind)
             person.wait(NAMING)
-        name_kind(person, own, are_right=all(kind == own or count >= SEVERAL for kind, count in others))
+        name_kind(person, commonest, are_right=all(kind == commonest or count >= SEVERAL for kind, count in others))
         page.locator("#teach-count").get_by_text(before, exact=True).wait_for(state="hidden")
         person.wait(NAMING)
     if page.locator("#teach-review").is_visible():
@@ -240,7 +240,7 @@ def check(person: Person) -> None:
     page, missing, moved = person.page, person.missing(), 0
     while moved < missing and page.locator("#images").is_visible():
         page.locator("#images-grid .tile-of").first.wait_for()
-        own = page.locator("#images-title").inner_text().rpartition(" · ")[0]
+        checked = page.locator("#images-title").inner_text().rpartition(" · ")[0]
         tiles = "#images-grid .tile-of"
         kinds = person.kinds(tiles)
         places = page.locator(tiles).evaluate_all("tiles => tiles.map(tile => [tile.style.transform, tile.title])")
@@ -249,7 +249,7 @@ def check(person: Person) -> None:
         for down in sorted({*downs}):
             row = [(kind, title) for kind, at, (_, title) in zip(kinds, downs, places, strict=True) if at == down]
             person.look(1)
-            strangers = [(kind, title) for kind, title in row if kind != own]
+            strangers = [(kind, title) for kind, title in row if kind != checked]
             for kind, title in strangers:
                 wrong.setdefault(kind, []).append(title)
             if not strangers:

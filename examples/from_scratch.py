@@ -62,10 +62,10 @@ def uniform_sample(labels: Tensor, draws: int, random: torch.Generator) -> Tenso
     members = [torch.nonzero(labels == k).flatten() for k in labels.unique()]
     clusters = torch.arange(draws) % len(members)
     chosen = []
-    for k, own in enumerate(members):
+    for k, rows in enumerate(members):
         quota = int((clusters == k).sum())
-        order = own[torch.randperm(len(own), generator=random)]
-        chosen.append(order.repeat(-(-quota // len(own)))[:quota])
+        order = rows[torch.randperm(len(rows), generator=random)]
+        chosen.append(order.repeat(-(-quota // len(rows)))[:quota])
     images = torch.cat(chosen)
     return images[torch.randperm(draws, generator=random)]
 

@@ -20,9 +20,9 @@ def main(photos: str, clusters: int | None, rounds: int | None) -> None:
     # Rows of length 1: the product of two is their similarity, at most 1.
     paths, features = dc.paths_, dc.embedding_
     for cluster in range(dc.n_clusters_):
-        own = np.flatnonzero(dc.labels_ == cluster)
-        typical = own[np.argmax(features[own] @ features[own].mean(0))]
-        print(f"cluster {cluster}: {len(own)} photographs, the most typical is {paths[typical]!a}")
+        members = np.flatnonzero(dc.labels_ == cluster)
+        typical = members[np.argmax(features[members] @ features[members].mean(0))]
+        print(f"cluster {cluster}: {len(members)} photographs, the most typical is {paths[typical]!a}")
 
     alike = np.argsort(features @ features[0])[::-1][1:4]
     print(f"most like {paths[0]!a}: {', '.join(ascii(paths[i]) for i in alike)}")
