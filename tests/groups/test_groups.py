@@ -53,6 +53,15 @@ def test_few_rows_are_cut_as_well_as_by_scikit_learn():
     assert placement.distance.square().sum().item() <= theirs.inertia_ * 1.03
 
 
+def test_the_largest_cluster_is_number_0_if_equal_rows_make_it_so():
+    few, many = blobs([20]), blobs([0, 40])
+    assert clusters_of(torch.cat([many, few.repeat(5, 1)]), 2).tolist() == [1] * 40 + [0] * 100
+
+
+def test_ten_images_have_a_centroid():
+    assert cut_features(blobs([100, 60]), 2).cluster_of.tolist() == [0] * 10 + [1] * 6
+
+
 def test_groups_may_be_long_and_new_rows_go_where_their_neighbours_are():
     """Rows along two parallel lines: more than twice as long as far apart."""
     labels = torch.arange(400) % 2

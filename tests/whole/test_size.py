@@ -7,7 +7,7 @@ from tests.helpers.pages import ROOT
 
 def test_no_part_is_larger_than_its_limit():
     limits = {
-        "deepcluster/**/*.py": 20_690, "deepcluster/report/templates/**/*.*": 3_025, "tests/**/*.py": 18_375,
+        "deepcluster/**/*.py": 20_690, "deepcluster/report/templates/**/*.*": 3_025, "tests/**/*.py": 18_390,
         "benchmarks/*.py": 2_635, "docs/*.md": 1_840, "docs/tutorials/*.md": 264, "README.md": 116,
     }  # fmt: skip
     lines = {part: sum(len(file.read_text().splitlines()) for file in ROOT.glob(part)) for part in limits}
