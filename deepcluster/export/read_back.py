@@ -82,7 +82,7 @@ def read_back(folder: Path, run: Run, display: Display = Silent()) -> ReadBack:
     if not places:
         raise UsageError(f"{folder} has no image of the run: give a folder with sub-folders for its images")
     # A copy in another folder says more than the one that stayed.
-    lies_in = {row: next((one for one in all_ if one != exported_to.get(row)), all_[0]) for row, all_ in places.items()}
+    lies_in = {row: next((one for one in dirs if one != exported_to.get(row)), dirs[0]) for row, dirs in places.items()}
     cluster, names = run.clusters.tolist(), [*run.model.names]
     rows = [{"cluster": str(number), "name": names[number]} for number in {*run.model.cut.cluster_of.tolist()}]
     cluster_of = {place: int(number) for number, place in kind_folders(rows).items()}

@@ -43,6 +43,7 @@ class Column:
         return bool(int(cell)) if self.type is bool else self.type(cell)
 
 
+# A new column is one line here if `placement_columns` in runs/run.py knows its values.
 COLUMNS = (
     Column("path", str, "relative to IMAGES, with `/`"),
     Column("status", str, "`ok`, or `skipped` (no cells but these two)", predicted=False),

@@ -201,7 +201,7 @@ def read_model(
 
 
 def _fill(network: Network, body: Mapping[str, Tensor], device: torch.device | None) -> None:
-    """Give a network its weights and its device; one without a module has none to take."""
+    """Load the weights into a network, and move it to the device. An absent module takes no weights."""
     if not isinstance(network.body, Absent):
         network.body.load_state_dict(body)
     channels_last(network.eval().to(device or torch.device("cpu")))
